@@ -12,6 +12,7 @@
 # make models       write docs/models.md, the table of models, from tests with the newest and the oldest versions
 # make changes      write the tables of docs/changes.md from the list of changes that tests run
 # make soak         run the tests that take minutes
+# make fuzz         give random inputs to the native code under AddressSanitizer, for FUZZ_SECONDS=600; make test does it for 20 s
 # make engines      run vLLM on the CPU with vitcache and without it, in .venv-vllm, which it installs first (x86-64, 5 GB)
 #                   FULL=1 runs all engines and `vllm serve`; ARGS="-k chunks" passes options to pytest
 # make setup        create .venv with the pinned dependencies and the native module; the other targets run it first
@@ -30,7 +31,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cudart test-oldest test-newest test-torch install-test models changes soak engines setup check check-clang format bench gpu clean
+.PHONY: help demo test cudart test-oldest test-newest test-torch install-test models changes soak fuzz engines setup check check-clang format bench gpu clean
 
 # If the repository's root were on sys.path, triton_kernels/ would hide the package of that name by Triton's authors.
 export PYTHONSAFEPATH := 1
@@ -52,6 +53,7 @@ built := .venv/.built-$(call checksum,$(native_sources),$(CXX) $(linked))
 # The oldest versions that are supported, and the first Triton that is launched without its binder; .venv has the newest.
 overlays := triton-3.5.1 triton-3.6.0 transformers-5.17.0
 TORCH ?= 2.9.1
+FUZZ_SECONDS ?= 600
 # Image processors of some models need it; it is not in .venv, so that the other tests show that vitcache does without.
 torchvision := torchvision-0.28.0
 # The CUDA runtimes that tests open without a device.
@@ -131,6 +133,9 @@ changes: setup
 
 soak: setup
 	@bash tests/run.sh soak
+
+fuzz: setup cudart
+	@bash tests/run.sh fuzz $(FUZZ_SECONDS)
 
 # `make setup` writes it when it makes .venv: an interpreter of another version needs other packages.
 .venv/pyvenv.cfg: | $(built) ;

@@ -8,6 +8,7 @@
 #   run.sh torch NAME [ARGS...]   all tests but those marked `soak` or `triton`, with the torch in .overlays/NAME; ARGS select some
 #   run.sh models NAME-VERSION... the tests of model families with the versions in .venv and .overlays/, and docs/models.md
 #   run.sh soak                   the tests marked `soak`
+#   run.sh fuzz SECONDS           the fuzzer of the native code, for this time
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONSAFEPATH=1
@@ -44,15 +45,25 @@ part() {
   summary+=("$(printf '%-36s %4d s  %s' "$name" $((SECONDS - start)) "$(tr -d = <<<"$counts")")" "$(slowest)")
 }
 
-# native_tests SANITIZERS: each test is a program, as a sanitizer must be loaded when the program starts. CMake cannot
-# change the compiler of an existing build folder, so the folder's name contains the sanitizer and the compiler.
-native_tests() {
+# native_build SANITIZERS: builds the native tests in the folder that it sets as $build. Each test is a program, as a
+# sanitizer must be loaded when the program starts. CMake cannot change the compiler of an existing build folder, so the
+# folder's name contains the sanitizer and the compiler. A program ends at the first error of its sanitizer.
+native_build() {
   local compiler=${CXX:-c++}
-  local build=build/native-tests-${1%%,*}-${compiler//[^[:alnum:]+.-]/-}
+  build=build/native-tests-${1%%,*}-${compiler//[^[:alnum:]+.-]/-}
   .venv/bin/cmake -S . -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" -DVITCACHE_BUILD_TESTS=ON \
-    -DCMAKE_BUILD_TYPE=Debug -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DCMAKE_CXX_FLAGS="-fsanitize=$1" &&
-    .venv/bin/cmake --build "$build" &&
-    .venv/bin/ctest --test-dir "$build" --output-on-failure --no-tests=error
+    -DCMAKE_BUILD_TYPE=Debug -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DCMAKE_CXX_FLAGS="-fsanitize=$1 -fno-sanitize-recover=all" &&
+    .venv/bin/cmake --build "$build"
+}
+
+# Of the fuzzer, the log has the seed and the numbers of inputs.
+native_tests() {
+  native_build "$1" && .venv/bin/ctest --test-dir "$build" --output-on-failure --no-tests=error || return
+  [[ $1 != address* ]] || sed -n '/fuzz: [0-9]/,/inputs$/p' "$build/Testing/Temporary/LastTest.log"
+}
+
+fuzz() {
+  native_build address,undefined && VITCACHE_FUZZ_SECONDS=$1 "$build/tests/native/fuzz"
 }
 
 target=${1:?run.sh: expected test, oldest or soak}
@@ -103,9 +114,10 @@ case $target in
     ((failed)) || part "docs/models.md" "$python" tests/models_table.py "$results"
     ;;
   # All soak tests are in one file, so tests, not files, are distributed to the processes.
+  fuzz) part "fuzz, $1 s" fuzz "$1" ;;
   soak) part "soak" "${pytest[@]}" --dist load -m soak ;;
   *)
-    echo "run.sh: expected test, oldest, newest, torch, models or soak, got $target" >&2
+    echo "run.sh: expected test, oldest, newest, torch, models, soak or fuzz, got $target" >&2
     exit 2
     ;;
 esac

@@ -37,7 +37,7 @@ MODULES = {"threading", "_thread", "queue", "concurrent.futures", "futures", "mu
 WRAPPERS = {"device/locks.py", "device/jobs.py"}
 
 # They wait for native turns.
-WAITING = {"cache/claims.py", "pipeline/encoder_runner.py"}
+WAITING = {"pipeline/encoder_runner.py"}
 
 
 def uses_of_unsafe_locks(source: str) -> Iterator[str]:

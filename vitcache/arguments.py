@@ -186,7 +186,7 @@ def to_device(device: torch.device | str | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
-    except (RuntimeError, OverflowError):
+    except (RuntimeError, ValueError):  # ValueError: an index beyond 64 bits
         raise ValueError(f"device is {shown(device)}, it must be the CPU or a CUDA device") from None
     except TypeError:
         kind = type(device).__name__

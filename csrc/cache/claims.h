@@ -11,19 +11,19 @@
 
 namespace vitcache {
 
-// The owner of each claimed key, by epoch and key. An owner is an opaque token, on which other callers wait.
+// The owner of each claimed key, by epoch and key. An owner is a token, on which other callers wait.
 class Claims {
  public:
-  using Owner = std::shared_ptr<void>;
+  struct Token {
+    bool is_released = false;  // another caller may own the key
+  };
+  using Owner = std::shared_ptr<Token>;
 
-  // Registers `owner` if the key has no owner. Returns the key's owner.
+  // Registers `owner` if the key has no owner, or one whose token is released. Returns the key's owner.
   Owner claim(std::int64_t epoch, const Key& key, Owner owner) {
-    return owners_.emplace(ClaimedKey{epoch, key}, std::move(owner)).first->second;
-  }
-
-  bool is_owner(std::int64_t epoch, const Key& key, const Owner& owner) const {
-    const auto found = owners_.find({epoch, key});
-    return found != owners_.end() && found->second == owner;
+    Owner& registered = owners_[ClaimedKey{epoch, key}];
+    if (registered == nullptr || registered->is_released) registered = std::move(owner);
+    return registered;
   }
 
   // Does nothing if `owner` does not own the key.
@@ -32,7 +32,11 @@ class Claims {
     if (found != owners_.end() && found->second == owner) owners_.erase(found);
   }
 
-  std::int64_t size() const { return static_cast<std::int64_t>(owners_.size()); }
+  std::int64_t size() const {
+    std::int64_t count = 0;
+    for (const auto& claimed : owners_) count += !claimed.second->is_released;
+    return count;
+  }
 
  private:
   struct ClaimedKey {

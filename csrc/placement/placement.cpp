@@ -384,10 +384,10 @@ void Placement::write_rows(int kind, std::int64_t* table) const {
     if (source.kind != kind) continue;
     std::int64_t token = run.start, rank = kHasRanks ? ranks[i] : 0;
     source.visit_parts(run.source_start, run.length, [&](std::int64_t first, std::int64_t count) {
-      const std::int64_t stride = source.row_stride;
-      std::int64_t address = source.marked(first);
+      const auto stride = static_cast<std::uint64_t>(source.row_stride);
+      auto address = static_cast<std::uint64_t>(source.marked(first));
       for (std::int64_t* const end = table + kColumns * count; table != end; table += kColumns) {
-        table[0] = address;
+        table[0] = static_cast<std::int64_t>(address);
         table[1] = token++;
         if constexpr (kHasRanks) table[2] = rank++;
         address += stride;
@@ -421,10 +421,10 @@ void Placement::write_tokens(int kind, std::int64_t* table, std::int64_t num_tok
       continue;
     }
     source.visit_parts(run.source_start, run.length, [&](std::int64_t first, std::int64_t count) {
-      const std::int64_t stride = source.row_stride;
-      std::int64_t address = source.marked(first);
+      const auto stride = static_cast<std::uint64_t>(source.row_stride);
+      auto address = static_cast<std::uint64_t>(source.marked(first));
       for (std::int64_t* const end = value + kColumns * count; value != end; value += kColumns) {
-        value[0] = address;
+        value[0] = static_cast<std::int64_t>(address);
         if constexpr (kHasRanks) value[1] = rank++;
         address += stride;
       }

@@ -1,8 +1,12 @@
 #include "placement/row_copy.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <cstring>
-#include <system_error>
+#include <exception>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -39,8 +43,9 @@ void in_parallel(std::int64_t count, std::int64_t bytes, int num_threads, const 
   std::int64_t part = 1;
   try {
     for (; part < parts; ++part) threads.emplace_back(work, count * part / parts, count * (part + 1) / parts);
-  } catch (const std::system_error&) {
-    work(count * part / parts, count);  // no further thread can be started: the calling thread does the rest
+  } catch (const std::exception&) {
+    // No further thread can be started, or there is no memory for one: the calling thread does the rest.
+    work(count * part / parts, count);
   }
   work(0, count / parts);
   for (std::thread& thread : threads) thread.join();
@@ -65,14 +70,16 @@ void copy_rows(const Source& source, std::int64_t address, Target target, std::i
                const Destination& destination, CopyBytes copy) {
   const std::vector<Plane>& planes = destination.planes;
   const auto bytes = static_cast<std::size_t>(destination.row_bytes);
-  const auto* row = reinterpret_cast<const std::byte*>(address);
+  const auto first = static_cast<std::uintptr_t>(address);
   if (planes.size() == 1 && planes[0].row_stride == destination.row_bytes &&
       source.row_stride == destination.row_bytes) {
-    copy(planes[0].base + target.token * planes[0].row_stride, row,
+    copy(planes[0].base + target.token * planes[0].row_stride, reinterpret_cast<const std::byte*>(first),
          bytes * static_cast<std::size_t>(num_rows));
     return;
   }
-  for (; num_rows-- > 0; target = target + 1, row += source.row_stride) {
+  for (std::int64_t number = 0; number < num_rows; ++number, target = target + 1) {
+    const auto* row = reinterpret_cast<const std::byte*>(
+        first + static_cast<std::uintptr_t>(number) * static_cast<std::uintptr_t>(source.row_stride));
     copy(planes[0].base + target.token * planes[0].row_stride, row, bytes);
     for (std::size_t level = 1; level < planes.size(); ++level) {
       std::byte* const written = planes[level].base + target.level_row * planes[level].row_stride;
@@ -94,14 +101,42 @@ void copy_run(const Source& source, const Run& run, std::int64_t rank, std::int6
   });
 }
 
+// The first token whose id has no row, as several threads find such tokens.
+class BadToken {
+ public:
+  void add(std::int64_t token) {
+    std::int64_t found = first_.load(std::memory_order_relaxed);
+    while (token < found && !first_.compare_exchange_weak(found, token, std::memory_order_relaxed)) {
+    }
+  }
+
+  void check(std::int64_t num_embeddings) const {
+    const std::int64_t token = first_.load(std::memory_order_relaxed);
+    if (token != kNone)
+      throw std::out_of_range("input_ids[" + std::to_string(token) +
+                              "] was changed during the call to an id outside of " +
+                              "the weight, which has " + std::to_string(num_embeddings) + " rows");
+  }
+
+ private:
+  static constexpr std::int64_t kNone = INT64_MAX;
+  std::atomic<std::int64_t> first_{kNone};
+};
+
+// Another thread may change the ids behind the caller's check, so each id is read once and compared again.
+// Its token is left as it is if the weight has no row for it.
 template <typename Id>
 void copy_text(const Id* ids, std::int64_t first, std::int64_t last, const TextTokens& text,
-               const Destination& destination) {
+               const Destination& destination, BadToken& bad) {
   const std::vector<Plane>& planes = destination.planes;
   const auto bytes = static_cast<std::size_t>(destination.row_bytes);
   for (std::int64_t token = first; token < last; ++token) {
-    std::memcpy(planes[0].base + token * planes[0].row_stride, text.weight + ids[token] * text.row_stride,
-                bytes);
+    const std::int64_t id = static_cast<const volatile Id*>(ids)[token];
+    if (id < 0 || id >= text.num_embeddings) {
+      bad.add(token);
+      continue;
+    }
+    std::memcpy(planes[0].base + token * planes[0].row_stride, text.weight + id * text.row_stride, bytes);
     for (std::size_t level = 1; level < planes.size() && !destination.is_packed(); ++level)
       std::memset(planes[level].base + token * planes[level].row_stride, 0, bytes);
   }
@@ -141,6 +176,7 @@ void embed_rows(const Placement& placement, const Destination& destination, cons
   const std::int64_t total = destination.num_tokens * source_bytes(destination);
   if (total == 0) return;
   const std::vector<const Run*> runs = placement.runs_in_order();
+  BadToken bad;
   text.visit_ids([&](const auto* ids) {
     in_parallel(destination.num_tokens, total, num_threads, [&](std::int64_t first, std::int64_t last) {
       std::int64_t token = first, rank = 0;
@@ -151,14 +187,15 @@ void embed_rows(const Placement& placement, const Destination& destination, cons
         const std::int64_t end = std::min(run->start + run->length, last);
         if (run->start >= last) break;
         if (begin >= end) continue;  // another thread writes this run
-        copy_text(ids, token, begin, text, destination);
+        copy_text(ids, token, begin, text, destination, bad);
         copy_run(placement.sources()[static_cast<std::size_t>(run->item)], *run, run_rank, begin - run->start,
                  end - begin, destination, copy_cached);
         token = end;
       }
-      copy_text(ids, token, last, text, destination);
+      copy_text(ids, token, last, text, destination, bad);
     });
   });
+  bad.check(text.num_embeddings);
 }
 
 }  // namespace vitcache

@@ -14,7 +14,8 @@ void scatter_rows(const Placement& placement, const Destination& destination, in
 
 // Text tokens get the weight's row of their id in the first plane, and zeros in the other planes; packed
 // planes have no rows of text tokens. The caller
-// has checked the ids (`Placement::check_text_ids`), and the weight is of the destination's kind.
+// has checked the ids (`Placement::check_text_ids`), and the weight is of the destination's kind. Throws
+// std::out_of_range if another thread has changed an id since to one that has no row.
 void embed_rows(const Placement& placement, const Destination& destination, const TextTokens& text,
                 int num_threads);
 

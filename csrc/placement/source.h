@@ -32,7 +32,7 @@ struct Source {
 
   static Source block(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
                       bool on_host) {
-    return {address, row_stride, num_rows, kind, on_host, nullptr, 0, 0, num_rows - 1};
+    return {address, row_stride, num_rows, kind, on_host, nullptr, 0, 0, num_rows > 0 ? num_rows - 1 : -1};
   }
 
   // Rows in pages of a pool that begins at `address`; a page has `page_rows` rows.
@@ -48,8 +48,10 @@ struct Source {
                : (*pages)[static_cast<std::size_t>(row / page_rows)] * page_rows + row % page_rows;
   }
 
+  // Addresses are sums modulo 2^64: rows without bytes may have any stride.
   std::int64_t row_address(std::int64_t row) const {
-    return static_cast<std::int64_t>(address) + pool_row(row) * row_stride;
+    return static_cast<std::int64_t>(address + static_cast<std::uint64_t>(pool_row(row)) *
+                                                   static_cast<std::uint64_t>(row_stride));
   }
 
   // The address of a row in a table. Rows begin at multiples of 2 bytes, so bit 0 can mark a narrow row.

@@ -13,6 +13,7 @@
 #include "cache/external_policy.h"
 #include "cache/ledger.h"
 #include "python/bindings.h"
+#include "python/claim.h"
 #include "python/fences.h"
 #include "python/keys.h"
 #include "python/lease.h"
@@ -229,25 +230,14 @@ void bind_claims(LedgerClass& ledger) {
   ledger
       .def(
           "claim",
-          [](const LedgerHandle& self, std::int64_t epoch, py::handle key, const py::object& owner) {
-            return object_of(self.any().claims().claim(epoch, read_key(key), make_token(owner)));
+          [](const LedgerHandle& self, std::int64_t epoch, py::handle key, const std::string& call) {
+            return std::make_unique<KeyClaim>(self.shared(), epoch, read_key(key), call);
           },
-          py::arg("epoch"), py::arg("key"), py::arg("owner"))
-      .def(
-          "owns_claim",
-          [](const LedgerHandle& self, std::int64_t epoch, py::handle key, const py::object& owner) {
-            return self.any().claims().is_owner(epoch, read_key(key), make_token(owner));
-          },
-          py::arg("epoch"), py::arg("key"), py::arg("owner"))
-      .def(
-          "release_claim",
-          [](const LedgerHandle& self, std::int64_t epoch, py::handle key, const py::object& owner) {
-            const Mutation mutation;
-            self.any().claims().release(epoch, read_key(key), make_token(owner));
-          },
-          py::arg("epoch"), py::arg("key"), py::arg("owner"))
-      .def_property_readonly("num_claims",
-                             [](const LedgerHandle& self) { return self.any().claims().size(); });
+          py::arg("epoch"), py::arg("key"), py::arg("call"))
+      .def_property_readonly("num_claims", [](const LedgerHandle& self) {
+        settle_forks();
+        return self.any().claims().size();
+      });
 }
 
 // For policies that are written in Python: vitcache.cache.python_policy calls them between two changes.

@@ -18,6 +18,7 @@
 #include "python/bindings.h"
 #include "python/gil.h"
 #include "python/item_reader.h"
+#include "python/memory_check.h"
 #include "python/tensor_reader.h"
 #include "runtime/cuda_runtime.h"
 
@@ -46,7 +47,12 @@ bool is_copy(const Placement& placement, const Destination& destination) {
   return !placement.has_stores() && placement.places_only(destination.kind);
 }
 
-bool scatter(const Placement& placement, const Destination& destination, int num_threads) {
+// Checks the memory of a call, and then copies: no Python code runs in between. Returns false if the rows
+// cannot be copied unchanged; then the memory was checked for the caller.
+bool scatter(const Placement& placement, const MemoryCheck& memory, const Destination& destination,
+             py::list planes, py::object items, std::optional<std::vector<std::int64_t>> numbers,
+             int num_threads) {
+  memory.check(placement, destination, {std::move(planes), std::move(items), std::move(numbers)});
   if (!is_copy(placement, destination)) return false;
   const std::int64_t row_bytes = destination.width * kElementBytes[destination.kind];
   copy(placement.num_rows(destination.kind) * row_bytes,
@@ -54,8 +60,13 @@ bool scatter(const Placement& placement, const Destination& destination, int num
   return true;
 }
 
-bool embed(const Placement& placement, const Destination& destination, const TextTokens& text,
-           int num_threads) {
+// As `scatter`. The ids are checked here, too: they are numbers in memory that a caller may change.
+bool embed(const Placement& placement, const MemoryCheck& memory, const Destination& destination,
+           py::list planes, py::object items, std::optional<std::vector<std::int64_t>> numbers,
+           const TextTokens& text, const py::object& ids, const py::object& weight, int num_threads) {
+  memory.check(placement, destination, {std::move(planes), std::move(items), std::move(numbers)});
+  memory.check_text(text, destination, ids, weight);
+  placement.check_text_ids(text, destination.num_tokens);
   if (text.kind != destination.kind || !is_copy(placement, destination)) return false;
   const std::int64_t row_bytes = destination.width * kElementBytes[destination.kind];
   copy(destination.num_tokens * row_bytes, [&] { embed_rows(placement, destination, text, num_threads); });
@@ -109,6 +120,26 @@ void bind_destination(py::module_& module) {
       .def("read_packed", &TensorReader::read_packed, py::arg("rows"), py::arg("levels"))
       .def("is_apart", &TensorReader::is_apart, py::arg("destination"), py::arg("tensor"))
       .def("read_text", &TensorReader::read_text, py::arg("ids"), py::arg("weight"));
+  py::class_<MemoryCheck>(module, "MemoryCheck")
+      .def(py::init<TensorReader, py::object, py::object>(), py::arg("reader"), py::arg("no_subclass"),
+           py::arg("explain"));
+}
+
+void bind_memory_check(py::module_& module) {
+  module.def(
+      "check_memory",
+      [](const MemoryCheck& memory, const Placement& placement, const Destination& destination,
+         py::list planes, py::object items, std::optional<std::vector<std::int64_t>> numbers) {
+        memory.check(placement, destination, {std::move(planes), std::move(items), std::move(numbers)});
+      },
+      py::arg("memory"), py::arg("placement"), py::arg("destination"), py::arg("planes"), py::arg("items"),
+      py::arg("numbers"));
+  module.def(
+      "check_text_memory",
+      [](const MemoryCheck& memory, const Destination& destination, const TextTokens& text,
+         const py::object& ids,
+         const py::object& weight) { memory.check_text(text, destination, ids, weight); },
+      py::arg("memory"), py::arg("destination"), py::arg("text"), py::arg("ids"), py::arg("weight"));
 }
 
 void bind_copy_engine(py::module_& module) {
@@ -197,12 +228,16 @@ void bind_placement(py::module_& module) {
            })
       .def(
           "check_text_ids",
-          [](const Placement& placement, const TextTokens& text, std::int64_t num_tokens) {
+          [](const Placement& placement, const MemoryCheck& memory, const TextTokens& text,
+             std::int64_t num_tokens, const py::object& ids) {
+            memory.check_ids(text, num_tokens, ids);
             placement.check_text_ids(text, num_tokens);
           },
-          py::arg("text"), py::arg("num_tokens"))
-      .def("scatter", &scatter, py::arg("destination"), py::arg("num_threads"))
-      .def("embed", &embed, py::arg("destination"), py::arg("text"), py::arg("num_threads"))
+          py::arg("memory"), py::arg("text"), py::arg("num_tokens"), py::arg("ids"))
+      .def("scatter", &scatter, py::arg("memory"), py::arg("destination"), py::arg("planes"),
+           py::arg("items"), py::arg("numbers"), py::arg("num_threads"))
+      .def("embed", &embed, py::arg("memory"), py::arg("destination"), py::arg("planes"), py::arg("items"),
+           py::arg("numbers"), py::arg("text"), py::arg("ids"), py::arg("weight"), py::arg("num_threads"))
       .def("read_stores", &Placement::read_stores)
       .def(
           "check_stores_apart",
@@ -253,6 +288,7 @@ void bind_placement(py::module_& module) {
             placement.write_stored_token_table(kind, table_at(table), num_tokens, has_ranks);
           },
           py::arg("kind"), py::arg("table"), py::arg("num_tokens"), py::arg("has_ranks") = false);
+  bind_memory_check(module);
   bind_copy_engine(module);
   py::class_<ItemReader>(module, "ItemReader")
       .def(py::init<py::type, const TensorReader&>(), py::arg("lease_type"), py::arg("tensors"))

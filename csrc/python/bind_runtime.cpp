@@ -15,6 +15,7 @@
 #include "runtime/cuda_runtime.h"
 #include "runtime/device_guard.h"
 #include "runtime/handles.h"
+#include "runtime/host_limits.h"
 #include "runtime/pinned_region.h"
 
 namespace py = pybind11;
@@ -47,6 +48,22 @@ struct DeleteRegion {
   void operator()(PinnedRegion* region) const {
     if (getpid() == process) without_gil([region] { delete region; });
   }
+};
+
+// A context in which the calling thread is in the relaxed capture mode. Its methods are C functions, so an
+// interrupt cannot leave the thread in that mode.
+class __attribute__((visibility("hidden"))) RelaxedCapture {
+ public:
+  explicit RelaxedCapture(std::shared_ptr<CudaRuntime> runtime) : runtime_(std::move(runtime)) {}
+
+  void enter() { earlier_mode_ = runtime_->exchange_capture_mode(kRelaxedMode); }
+  void exit() { runtime_->exchange_capture_mode(earlier_mode_); }
+
+ private:
+  static constexpr int kRelaxedMode = 2;  // cudaStreamCaptureModeRelaxed
+
+  std::shared_ptr<CudaRuntime> runtime_;
+  int earlier_mode_ = kRelaxedMode;
 };
 
 std::uintptr_t address_of(const void* handle) { return reinterpret_cast<std::uintptr_t>(handle); }
@@ -88,6 +105,15 @@ void bind_runtime(py::module_& module) {
       .def("exchange_capture_mode", &CudaRuntime::exchange_capture_mode, py::arg("mode"))
       .def("is_done", &CudaRuntime::is_done, py::arg("event"), releases_gil)
       .def("synchronize", &CudaRuntime::synchronize, py::arg("event"), releases_gil);
+  py::class_<RelaxedCapture>(module, "RelaxedCapture")
+      .def(py::init<std::shared_ptr<CudaRuntime>>(), py::arg("runtime").none(false))
+      .def("__enter__", &RelaxedCapture::enter)
+      .def(
+          "__exit__",
+          [](RelaxedCapture& capture, const py::object&, const py::object&, const py::object&) {
+            capture.exit();
+          },
+          py::arg("error_type"), py::arg("error"), py::arg("traceback"));
   py::class_<PinnedRegion, std::unique_ptr<PinnedRegion, DeleteRegion>>(module, "PinnedRegion",
                                                                         py::buffer_protocol())
       .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t bytes, int num_threads, int device) {
@@ -103,6 +129,7 @@ void bind_runtime(py::module_& module) {
         return py::buffer_info(reinterpret_cast<std::uint8_t*>(region.data()),
                                static_cast<py::ssize_t>(region.bytes()));
       });
+  module.def("describe_available_host_bytes", &describe_available_host_bytes, releases_gil);
   module.def("copy_batch", &copy_batch, py::arg("runtime"), py::arg("copies"), py::arg("stream"),
              releases_gil);
 }

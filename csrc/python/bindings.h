@@ -11,6 +11,7 @@ void bind_placement(pybind11::module_& module);
 void bind_ring(pybind11::module_& module);
 void bind_policies(pybind11::module_& module);
 void bind_cache(pybind11::module_& module);
+void bind_turns(pybind11::module_& module);
 void bind_ledger(pybind11::module_& module);
 void bind_module_watch(pybind11::module_& module);
 void bind_pipeline(pybind11::module_& module);

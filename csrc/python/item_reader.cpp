@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "python/dense_rows.h"
 #include "python/lease.h"
 
 namespace py = pybind11;
@@ -68,17 +69,13 @@ bool ItemReader::set(Placement& placement, std::int64_t item, const py::object& 
 bool ItemReader::set_tensor(Placement& placement, std::int64_t item, PyObject* object,
                             const Destination& destination) const {
   dlpack::Tensor tensor{};
-  if (!tensors_.read(object, tensor)) return false;
-  const int kind = kind_of(tensor);
-  if (kind < 0 || tensor.ndim != 2) return false;
-  if (tensor.strides[1] != 1 && tensor.shape[1] > 1) return false;
-  if (tensor.device_type != (destination.on_cuda ? dlpack::kCuda : dlpack::kCpu)) return false;
-  if (destination.on_cuda && tensor.device_id != destination.device_id) return false;
+  if (!tensors_.read(object, tensor) || tensor.ndim != 2) return false;
+  const auto rows = rows_of(tensor);
+  if (!rows || rows->on_cuda != destination.on_cuda) return false;
+  if (destination.on_cuda && rows->device_id != destination.device_id) return false;
   return placement.fit_source(
-      item,
-      Source::block(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
-                    tensor.strides[0] * kElementBytes[kind], tensor.shape[0], kind, false),
-      tensor.shape[1], destination);
+      item, Source::block(rows->address, rows->row_stride, rows->num_rows, rows->kind, false), rows->width,
+      destination);
 }
 
 void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c_style>& table) {
@@ -93,7 +90,7 @@ void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c
 }
 
 void add_spans(Placement& placement, const py::sequence& spans, const py::type& span_type) {
-  // An object that is no tuple can claim to be a Span by its `__class__`.
+  // The `__class__` of any object can be Span: only a tuple has the fields that are read.
   const auto is_span = [&span_type](PyObject* value) {
     if (has_exact_type(value, span_type)) return true;
     const int is_instance = PyTuple_Check(value) == 0 ? 0 : PyObject_IsInstance(value, span_type.ptr());

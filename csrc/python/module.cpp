@@ -39,6 +39,7 @@ PYBIND11_MODULE(_native, module) {
   bind_policies(module);
   bind_pipeline(module);
   bind_cache(module);
+  bind_turns(module);
   bind_ledger(module);
   bind_module_watch(module);
 }

@@ -4,54 +4,57 @@
 #include <cstdint>
 #include <utility>
 
+#include "python/dense_rows.h"
+
 namespace py = pybind11;
 
 namespace vitcache {
 namespace {
 
-std::uintptr_t address_of(const dlpack::Tensor& tensor) {
-  return reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
+// Interned names of methods. They are never released: the interpreter ends before static objects are
+// destroyed.
+struct Names {
+  PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
+};
+
+py::object call(PyObject* object, PyObject* name) {
+  auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, name));
+  if (!result) throw py::error_already_set();
+  return result;
 }
 
-bool is_on_cpu_or_cuda(const dlpack::Tensor& tensor) {
-  return tensor.device_type == dlpack::kCpu || tensor.device_type == dlpack::kCuda;
+std::uint64_t call_for_number(PyObject* object, PyObject* name) {
+  const std::uint64_t number = PyLong_AsUnsignedLongLong(call(object, name).ptr());
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return number;
 }
-
-// Whether the last two dimensions are rows with adjacent elements.
-bool has_dense_rows(const dlpack::Tensor& tensor) {
-  return tensor.strides[tensor.ndim - 1] == 1 || tensor.shape[tensor.ndim - 1] <= 1;
-}
-
-bool is_contiguous(const dlpack::Tensor& tensor) {
-  std::int64_t stride = 1;
-  for (std::int32_t dimension = tensor.ndim; dimension-- > 0; stride *= tensor.shape[dimension])
-    if (tensor.shape[dimension] != 1 && tensor.strides[dimension] != stride) return false;
-  return true;
-}
-
-using Extent = std::pair<std::uint64_t, std::uint64_t>;
-
-// The address of the first byte of a tensor, and the address after its last byte.
-Extent extent_of(const dlpack::Tensor& tensor) {
-  std::int64_t reach = 0;
-  for (std::int32_t dimension = 0; dimension < tensor.ndim; ++dimension) {
-    if (tensor.shape[dimension] == 0) return {0, 0};
-    reach += (tensor.shape[dimension] - 1) * tensor.strides[dimension];
-  }
-  const std::uint64_t first = address_of(tensor);
-  return {first, first + static_cast<std::uint64_t>((reach + 1) * tensor.type_bits * tensor.type_lanes / 8)};
-}
-
-bool are_apart(const Extent& a, const Extent& b) { return a.second <= b.first || b.second <= a.first; }
 
 }  // namespace
 
-int kind_of(const dlpack::Tensor& tensor) {
-  if (tensor.type_lanes != 1) return -1;
-  if (tensor.type_code == dlpack::kBfloat && tensor.type_bits == 16) return kBfloat16;
-  if (tensor.type_code != dlpack::kFloat) return -1;
-  return tensor.type_bits == 32 ? kFloat32 : tensor.type_bits == 16 ? kFloat16 : -1;
+ByteRange read_storage(PyObject* tensor) {
+  static const Names names;
+  const py::object storage = call(tensor, names.untyped_storage);
+  const std::uint64_t begin = call_for_number(storage.ptr(), names.data_ptr);
+  return {begin, begin == 0 ? 0 : begin + call_for_number(storage.ptr(), names.nbytes)};
 }
+
+namespace {
+
+// Whether a plain tensor is inside of its storage. A functional tensor has a storage without an address.
+bool is_inside(PyObject* object, const dlpack::Tensor& tensor) {
+  const auto bytes = bytes_of(tensor);
+  if (!bytes || bytes->empty()) return bytes.has_value();
+  try {
+    return read_storage(object).contains(*bytes);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_RuntimeError)) throw;
+    return false;
+  }
+}
+
+}  // namespace
 
 TensorReader::TensorReader(py::type tensor_type, py::type parameter_type)
     : tensor_type_(std::move(tensor_type)),
@@ -91,89 +94,56 @@ bool TensorReader::read(PyObject* object, dlpack::Tensor& tensor) const {
 
 std::optional<Destination> TensorReader::read_rows(const py::object& rows) const {
   dlpack::Tensor tensor{};
-  if (!read(rows.ptr(), tensor) || !is_on_cpu_or_cuda(tensor)) return std::nullopt;
-  const int kind = kind_of(tensor);
-  if (kind < 0 || tensor.ndim < 2 || tensor.ndim > 3 || !has_dense_rows(tensor)) return std::nullopt;
-  const std::int64_t* const shape = tensor.shape + tensor.ndim - 2;
-  const std::int64_t stride = tensor.strides[tensor.ndim - 2];
-  std::int64_t num_tokens = shape[0];
-  if (tensor.ndim == 3) {
-    if (tensor.shape[0] != 1 && tensor.strides[0] != stride * shape[0]) return std::nullopt;
-    num_tokens *= tensor.shape[0];
-  }
-  if (num_tokens > 1 && stride < shape[1]) return std::nullopt;
-  const std::int64_t bytes = kElementBytes[kind];
-  return Destination{{{reinterpret_cast<std::byte*>(address_of(tensor)), stride * bytes}},
-                     num_tokens,
-                     shape[1] * bytes,
-                     shape[1],
-                     kind,
-                     tensor.device_type == dlpack::kCuda,
-                     tensor.device_id};
+  return read(rows.ptr(), tensor) ? destination_of(tensor) : std::nullopt;
 }
 
 std::optional<Destination> TensorReader::read_planes(const py::object& rows, const py::list& levels) const {
   dlpack::Tensor tensor{};
   if (!read(rows.ptr(), tensor) || tensor.ndim != 2) return std::nullopt;
-  std::optional<Destination> planes = read_rows(rows);
+  std::optional<Destination> planes = destination_of(tensor);
   if (!planes) return std::nullopt;
-  const std::int64_t shape[] = {tensor.shape[0], tensor.shape[1]};
-  for (const py::handle level : levels) {
-    const std::optional<Destination> plane = read_rows(py::reinterpret_borrow<py::object>(level));
-    if (!plane || !read(level.ptr(), tensor) || tensor.ndim != 2 || tensor.shape[0] != shape[0] ||
-        tensor.shape[1] != shape[1] || plane->kind != planes->kind || plane->on_cuda != planes->on_cuda ||
+  // Under a mode of torch, `read` runs Python code, which may change the list.
+  for (std::size_t position = 0; position < levels.size(); ++position) {
+    const py::object level = levels[position];
+    if (!read(level.ptr(), tensor) || tensor.ndim != 2) return std::nullopt;
+    const std::optional<Destination> plane = destination_of(tensor);
+    if (!plane || plane->num_tokens != planes->num_tokens || plane->row_bytes != planes->row_bytes ||
+        plane->kind != planes->kind || plane->on_cuda != planes->on_cuda ||
         plane->device_id != planes->device_id)
       return std::nullopt;
-    const Extent extent = plane->extent(0);
+    const ByteRange range = plane->range(0);
     for (std::size_t index = 0; index < planes->planes.size(); ++index)
-      if (!are_apart(planes->extent(index), extent)) return std::nullopt;
+      if (!planes->range(index).is_apart(range)) return std::nullopt;
+    if (levels.size() == 1 && !is_inside(level.ptr(), tensor)) return std::nullopt;
     planes->planes.push_back(plane->planes.front());
-    planes->width += shape[1];
+    planes->width += plane->width;
   }
   return planes;
 }
 
 std::optional<Destination> TensorReader::read_packed(const py::object& rows, const py::object& levels) const {
   dlpack::Tensor tensor{};
-  if (!read(levels.ptr(), tensor) || tensor.ndim != 3 || !is_contiguous(tensor)) return std::nullopt;
   std::optional<Destination> destination = read_rows(rows);
-  if (!destination || kind_of(tensor) != destination->kind || tensor.shape[2] != destination->hidden() ||
-      tensor.device_type != (destination->on_cuda ? dlpack::kCuda : dlpack::kCpu) ||
-      tensor.device_id != destination->device_id || !are_apart(destination->extent(0), extent_of(tensor)))
+  if (!destination || !read(levels.ptr(), tensor) || !is_inside(levels.ptr(), tensor) ||
+      !add_packed(tensor, *destination))
     return std::nullopt;
-  const std::int64_t level_bytes = tensor.shape[1] * destination->row_bytes;
-  auto* const first = reinterpret_cast<std::byte*>(address_of(tensor));
-  for (std::int64_t level = 0; level < tensor.shape[0]; ++level)
-    destination->planes.push_back({first + level * level_bytes, destination->row_bytes});
-  destination->num_packed = tensor.shape[1];
-  destination->width += tensor.shape[0] * tensor.shape[2];
   return destination;
 }
 
 bool TensorReader::is_apart(const Destination& destination, const py::object& object) const {
   dlpack::Tensor tensor{};
   if (!read_memory(object.ptr(), tensor)) return false;
-  const Extent extent = extent_of(tensor);
+  const auto range = bytes_of(tensor);
+  if (!range) return false;
   for (std::size_t index = 0; index < destination.planes.size(); ++index)
-    if (!are_apart(destination.extent(index), extent)) return false;
+    if (!destination.range(index).is_apart(*range)) return false;
   return true;
 }
 
 std::optional<TextTokens> TensorReader::read_text(const py::object& ids, const py::object& weight) const {
   dlpack::Tensor tokens{}, rows{};
-  if (!read(ids.ptr(), tokens) || !read(weight.ptr(), rows) || !is_on_cpu_or_cuda(rows)) return std::nullopt;
-  if (tokens.type_code != dlpack::kInt || tokens.type_lanes != 1) return std::nullopt;
-  if ((tokens.type_bits != 32 && tokens.type_bits != 64) || tokens.ndim < 1 || tokens.ndim > 2)
-    return std::nullopt;
-  const int kind = kind_of(rows);
-  if (kind < 0 || rows.ndim != 2 || !has_dense_rows(rows) || !is_contiguous(tokens)) return std::nullopt;
-  if (tokens.device_type != rows.device_type || tokens.device_id != rows.device_id) return std::nullopt;
-  return TextTokens{reinterpret_cast<const void*>(address_of(tokens)),
-                    tokens.type_bits / 8,
-                    reinterpret_cast<const std::byte*>(address_of(rows)),
-                    rows.strides[0] * kElementBytes[kind],
-                    rows.shape[0],
-                    kind};
+  if (!read(ids.ptr(), tokens) || !read(weight.ptr(), rows)) return std::nullopt;
+  return text_of(tokens, rows);
 }
 
 }  // namespace vitcache

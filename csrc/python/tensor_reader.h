@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "placement/byte_range.h"
 #include "placement/destination.h"
 #include "python/dlpack.h"
 
@@ -30,11 +31,13 @@ class TensorReader {
   std::optional<Destination> read_rows(const pybind11::object& rows) const;
 
   // The destination of a plain tensor (T, H), and of a plain tensor (T, H) of the same dtype and device per
-  // deepstack level. None if a tensor is refused, or if two of them have overlapping memory.
+  // deepstack level. None if a tensor is refused, or if two of them have overlapping memory. A single level
+  // is refused, too, if it is not inside of its storage: torch cannot make views of it.
   std::optional<Destination> read_planes(const pybind11::object& rows, const pybind11::list& levels) const;
 
   // The destination of `read_rows` with packed deepstack levels: a contiguous plain tensor (L, N, H) of the
-  // same dtype and device. None if a tensor is refused, or if the memory of the two overlaps.
+  // same dtype and device. None if a tensor is refused, if the memory of the two overlaps, or if the levels
+  // are not inside of their storage.
   std::optional<Destination> read_packed(const pybind11::object& rows, const pybind11::object& levels) const;
 
   // Whether `object` is a plain tensor whose memory does not overlap that of a destination.
@@ -51,7 +54,8 @@ class TensorReader {
   int (*tensor_from_object_)(void*, dlpack::Tensor*) = nullptr;
 };
 
-// The kind of a tensor's elements, or -1 if its dtype is not supported.
-int kind_of(const dlpack::Tensor& tensor);
+// The memory of a tensor's storage as it is now; an empty range if the storage has no memory. Runs no Python
+// code for a plain tensor, except under a mode of torch.
+ByteRange read_storage(PyObject* tensor);
 
 }  // namespace vitcache

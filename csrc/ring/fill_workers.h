@@ -41,7 +41,7 @@ class FillWorkers {
   // from the queue.
   static constexpr std::int64_t kChunkBytes = std::int64_t{512} << 10;
 
-  // Throws std::runtime_error if the process cannot start so many threads; then it starts none.
+  // Throws std::runtime_error if a thread cannot be started. Then the started threads end.
   explicit FillWorkers(int num_threads);
   FillWorkers(const FillWorkers&) = delete;
   FillWorkers& operator=(const FillWorkers&) = delete;

@@ -68,8 +68,8 @@ bool Ring::is_closed() {
 bool Ring::is_forked() const { return getpid() != process_; }
 
 void Ring::copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
-                Cast cast, std::optional<Stream> after,
-                std::optional<std::chrono::duration<double>> timeout, Interrupts interrupts) {
+                Cast cast, std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout,
+                Interrupts interrupts) {
   const auto start = Clock::now();
   check_device("after", after, device_);
   VITCACHE_CHECK(ticket.device() == device_, std::invalid_argument,
@@ -100,8 +100,8 @@ void Ring::copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<co
 }
 
 void Ring::copy_pieces(Ticket& ticket, std::byte* destination,
-                       const std::shared_ptr<const StridedView>& source, Cast cast,
-                       const Deadline& deadline, Interrupts& interrupts) {
+                       const std::shared_ptr<const StridedView>& source, Cast cast, const Deadline& deadline,
+                       Interrupts& interrupts) {
   const std::int64_t element_bytes = cast_bytes(cast, source->element_bytes());
   const std::int64_t per_piece =
       std::max<std::int64_t>(1, static_cast<std::int64_t>(piece_bytes_) / element_bytes);

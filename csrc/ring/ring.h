@@ -138,8 +138,7 @@ class Ring {
   void copy_pieces(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
                    Cast cast, const Deadline& deadline, Interrupts& interrupts);
   bool queue_piece(Ticket& ticket, const Slot& slot, std::byte* destination, std::size_t bytes);
-  Slot reserve(std::size_t bytes, const Deadline& deadline, Interrupts& interrupts)
-      VITCACHE_EXCLUDES(mutex_);
+  Slot reserve(std::size_t bytes, const Deadline& deadline, Interrupts& interrupts) VITCACHE_EXCLUDES(mutex_);
   Slot wait_for_slot(const Waiters::iterator& waiter, const Deadline& deadline, Interrupts& interrupts)
       VITCACHE_REQUIRES(mutex_);
   bool is_first(const Waiters::iterator& waiter) VITCACHE_REQUIRES(mutex_);
@@ -174,8 +173,8 @@ class Ring {
 
   Mutex mutex_;
   Condition changed_;
-  std::deque<Slot> slots_ VITCACHE_GUARDED_BY(mutex_);  // not retired, oldest first
-  Waiters waiters_ VITCACHE_GUARDED_BY(mutex_);  // oldest first
+  std::deque<Slot> slots_ VITCACHE_GUARDED_BY(mutex_);                // not retired, oldest first
+  Waiters waiters_ VITCACHE_GUARDED_BY(mutex_);                       // oldest first
   std::vector<std::thread::id> copying_ VITCACHE_GUARDED_BY(mutex_);  // threads in `copy`, once per call
   int reading_ VITCACHE_GUARDED_BY(mutex_) = 0;                       // threads in `stats`
   std::uint64_t next_sequence_ VITCACHE_GUARDED_BY(mutex_) = 0;

@@ -102,8 +102,8 @@ class CudaRuntime {
   // Does not throw if no CUDA runtime is found: then `available` is false, and `searched` says why.
   static CudaRuntime open(const std::vector<std::string>& directories);
 
-  // Opens only the file `path`, which is absolute. Throws CudaError with the reason if the file is not a usable
-  // CUDA runtime.
+  // Opens only the file `path`, which is absolute. Throws CudaError with the reason if the file is not a
+  // usable CUDA runtime.
   static CudaRuntime open_file(const std::string& path);
 
   bool available() const { return !path_.empty(); }

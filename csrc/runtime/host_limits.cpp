@@ -11,7 +11,8 @@ constexpr std::uint64_t kUnknown = std::numeric_limits<std::uint64_t>::max();
 constexpr std::uint64_t kKibibyte = 1024;
 
 // The memory limit of the control group that a container sees as its own: version 2, then version 1.
-constexpr const char* kLimits[] = {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
+constexpr const char* kLimits[] = {"/sys/fs/cgroup/memory.max",
+                                   "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
 
 // The lines of /proc/meminfo are "name: number kB". A file that cannot be opened says nothing.
 std::uint64_t read_meminfo() {

@@ -45,16 +45,15 @@ PinnedRegion::PinnedRegion(SharedRuntime runtime, std::size_t bytes, int num_thr
     : runtime_(std::move(runtime)) {
   const auto begin = std::chrono::steady_clock::now();
   const auto page_bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  VITCACHE_CHECK(bytes <= std::numeric_limits<std::size_t>::max() - page_bytes &&
-                     bytes <= available_host_bytes(),
-                 OutOfMemory,
-                 "cannot page-lock " + std::to_string(bytes) + " bytes: " + describe_available_host_bytes());
+  VITCACHE_CHECK(
+      bytes <= std::numeric_limits<std::size_t>::max() - page_bytes && bytes <= available_host_bytes(),
+      OutOfMemory,
+      "cannot page-lock " + std::to_string(bytes) + " bytes: " + describe_available_host_bytes());
   bytes_ = (bytes + page_bytes - 1) / page_bytes * page_bytes;
   void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  VITCACHE_CHECK(
-      memory != MAP_FAILED, OutOfMemory,
-      "cannot allocate " + std::to_string(bytes_) + " bytes: " + std::generic_category().message(errno) +
-          "; " + describe_available_host_bytes());
+  VITCACHE_CHECK(memory != MAP_FAILED, OutOfMemory,
+                 "cannot allocate " + std::to_string(bytes_) + " bytes: " +
+                     std::generic_category().message(errno) + "; " + describe_available_host_bytes());
   data_ = static_cast<std::byte*>(memory);
   try {
     // If a forked child shared the pages, a write of the parent would move the data to a copy of the page

@@ -15,8 +15,8 @@ namespace vitcache {
 class PinnedRegion {
  public:
   // Allocates `bytes`, rounded up to whole pages. Throws OutOfMemory if the memory cannot be allocated or
-  // page-locked, and CudaError. It refuses more than the available memory before it touches a page: the system
-  // would end a process to find the memory.
+  // page-locked, and CudaError. It refuses more than the available memory before it touches a page: the
+  // system would end a process to find the memory.
   PinnedRegion(SharedRuntime runtime, std::size_t bytes, int num_threads);
   PinnedRegion(const PinnedRegion&) = delete;
   PinnedRegion& operator=(const PinnedRegion&) = delete;

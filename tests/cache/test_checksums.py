@@ -18,7 +18,7 @@ from stream_model import StreamModel
 
 from vitcache.cache import checksums
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.device import jobs, worker_threads
+from vitcache.device import jobs, thread_start, worker_threads
 from vitcache.testing import inspect
 
 
@@ -179,7 +179,7 @@ def test_checksum_without_a_thread_is_computed_by_the_caller(monkeypatch: pytest
 
 
 def test_put_interrupted_while_its_checksum_is_queued_leaves_the_cache_usable() -> None:
-    files = {checksums.__file__, worker_threads.__file__, jobs.__file__}
+    files = {checksums.__file__, worker_threads.__file__, thread_start.__file__, jobs.__file__}
     line, is_interrupted = 1, True
     while is_interrupted:
         cache = make_cache(2, 4, checksum=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from caches import make_cache
+from hang_guard import Running, wait_until
 from pipeline_scene import HIDDEN
 
+from vitcache._native import Turn
+from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.testing import inspect
 
-KEY = b"k" * 32
+KEY, OTHER = b"k" * 32, b"o" * 32
 
 
 @pytest.fixture
@@ -130,3 +134,74 @@ def test_threads_that_miss_a_key_encode_once_plus_once_per_failed_owner(failures
         served = [future.result(60) for future in [pool.submit(serve) for _ in range(8)]]
     assert len(encodes) == failures + 1
     assert served.count(False) == failures
+
+
+def test_wait_for_a_claim_of_the_same_thread_raises_and_a_limited_wait_ends(cache: EmbeddingCache) -> None:
+    with cache.claim(KEY), cache.claim(KEY) as second:
+        with pytest.raises(RuntimeError, match=r"^embed was called from inside .* encoding this item"):
+            second.wait(call="embed")
+        assert not second.wait(0.001)
+
+
+def test_error_of_an_endless_wait_names_the_call_that_encodes(cache: EmbeddingCache) -> None:
+    turn = Turn("the encoder")
+    with cache.claim(KEY), turn.of("VisionPipeline.embed"), cache.claim(KEY) as second:
+        expected = "^Claim.wait was called from inside VisionPipeline.embed, which is encoding this item: "
+        with pytest.raises(RuntimeError, match=expected):
+            second.wait()
+
+
+def test_two_threads_that_wait_for_each_others_claims_raise_one_error(cache: EmbeddingCache) -> None:
+    barrier = threading.Barrier(2)
+
+    def serve(own: bytes, other: bytes) -> None:
+        with cache.claim(own) as claim:
+            assert claim.is_mine
+            barrier.wait()
+            cache.claim(other).wait()
+
+    results = Running(lambda: serve(KEY, OTHER), lambda: serve(OTHER, KEY)).results()
+    [error] = [result for result in results if result is not None]
+    assert isinstance(error, RuntimeError)
+    assert "would never return" in str(error)
+    assert inspect(cache).num_claims == 0
+
+
+def test_thread_waits_for_a_claim_that_another_thread_took_over(cache: EmbeddingCache) -> None:
+    claim, second = cache.claim(KEY), cache.claim(KEY)
+    taken = threading.Event()
+
+    def encode() -> None:
+        with claim:
+            taken.set()
+            wait_until(lambda: inspect(cache).num_waiting(second))
+            assert claim.put(torch.ones(3, HIDDEN))
+
+    encoder = Running(encode)
+    assert taken.wait(60)
+    assert second.wait()
+    assert encoder.results() == [None]
+    assert KEY in cache
+
+
+def test_interrupted_wait_raises_and_leaves_the_claim_to_its_owner(cache: EmbeddingCache) -> None:
+    leave, main = threading.Event(), threading.get_ident()
+    claims: list[Claim] = []
+
+    def hold() -> None:
+        with cache.claim(KEY) as claim:
+            claims.append(claim)
+            wait_until(lambda: inspect(cache).num_waiting(claim))
+            signal.pthread_kill(main, signal.SIGINT)
+            leave.wait(60)
+
+    owner = Running(hold)
+    wait_until(lambda: claims)
+    second = cache.claim(KEY)
+    with pytest.raises(KeyboardInterrupt):
+        second.wait()
+    assert not second.wait(0)
+    assert inspect(cache).num_claims == 1
+    leave.set()
+    assert owner.results() == [None]
+    assert second.wait()

@@ -11,10 +11,10 @@ import pytest
 
 from vitcache._native import CudaRuntime
 from vitcache.device import capture, stand_in
-from vitcache.device.capture import RELAXED_MODE, relaxed_capture_mode
+from vitcache.device.capture import relaxed_capture_mode
 from vitcache.testing import stand_in as controls
 
-GLOBAL_MODE = 0
+GLOBAL_MODE, RELAXED_MODE = 0, 2
 
 
 @pytest.fixture

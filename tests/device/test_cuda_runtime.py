@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,15 +18,16 @@ def test_cuda_runtime_directories_are_the_lib_folders_of_installed_wheels(
     for package in ("cuda_runtime", "cublas"):
         (wheels / package / "lib").mkdir(parents=True)
     (wheels / "cu13").mkdir()  # without a lib folder
-    spec = SimpleNamespace(submodule_search_locations=[str(wheels), str(tmp_path / "missing")])
-    monkeypatch.setattr(cuda_runtime, "find_spec", lambda name: spec if name == "nvidia" else None)
+    monkeypatch.setattr(cuda_runtime, "_site_folders", lambda: [tmp_path, tmp_path / "missing"])
     assert cuda_runtime_directories() == [str(wheels / "cuda_runtime" / "lib")]
     (wheels / "cu13" / "lib").mkdir()
     assert cuda_runtime_directories() == [str(wheels / name / "lib") for name in ("cu13", "cuda_runtime")]
 
 
-def test_cuda_runtime_directories_without_wheels_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_runtime, "find_spec", lambda name: None)
+def test_cuda_runtime_directories_without_wheels_are_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_runtime, "_site_folders", lambda: [tmp_path])
     assert cuda_runtime_directories() == []
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 import pytest
 from interrupts import interrupt
 
-from vitcache.device import worker_threads
+from vitcache.device import thread_start, worker_threads
 from vitcache.device.worker_threads import WorkerThreads
 
 SECONDS = 30  # limit of each wait: a test that hangs then fails
@@ -63,7 +63,7 @@ def wait_for_the_ends() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_worker_threads_dropped_by_a_call_that_is_interrupted_at_any_line_end() -> None:
     line = 1
-    while interrupt(use_and_drop, line, {worker_threads.__file__}):
+    while interrupt(use_and_drop, line, {worker_threads.__file__, thread_start.__file__}):
         line += 1
     assert line > 20
     wait_for_the_ends()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,12 +18,12 @@ from typing import Any
 import pytest
 from interrupts import interrupt
 
-from vitcache.device import jobs, worker_threads
+from vitcache.device import jobs, thread_start, worker_threads
 from vitcache.device.worker_threads import WorkerThreads
 
 SECONDS = 60  # limit of each wait: a test that hangs then fails
 START = threading.Thread.start
-FILES = {worker_threads.__file__, jobs.__file__, concurrent.futures._base.__file__}
+FILES = {worker_threads.__file__, thread_start.__file__, jobs.__file__, concurrent.futures._base.__file__}
 
 
 def run_in_thread(call: Callable[[], object]) -> None:
@@ -101,7 +102,7 @@ def test_worker_threads_interrupted_submit_cancels_the_jobs_that_have_not_begun(
         is_interrupted = interrupt(
             partial(threads.submit, [work] * 6, on_done=done.append),
             line,
-            {worker_threads.__file__, jobs.__file__},
+            {worker_threads.__file__, thread_start.__file__, jobs.__file__},
         )
         if is_interrupted:
             last = threads.submit([lambda: 1])[0]
@@ -189,8 +190,7 @@ def test_worker_threads_closed_by_another_thread_during_a_submit_cancel_the_jobs
         run_in_thread(threads.close)
         yield lambda: 2
 
-    futures = threads.submit(works())
-    for future in futures:
+    for future in threads.submit(works()):
         with pytest.raises(CancelledError):
             future.result(SECONDS)
     with pytest.raises(RuntimeError, match="close or stop was called"):
@@ -262,10 +262,12 @@ def test_worker_threads_are_known_before_they_run_so_that_an_exit_waits_for_them
 
 
 def in_child(call: Callable[[], object]) -> str:
-    """Return the text of the result or the exception of a call in a forked child."""
+    """Return the text of the result or the exception of a call in a child, which a hang ends by a signal."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
         try:
             text = str(call())
         except BaseException as error:
@@ -278,8 +280,11 @@ def in_child(call: Callable[[], object]) -> str:
         return pipe.read()
 
 
-def test_worker_threads_not_used_before_a_fork_start_in_the_child() -> None:
+@pytest.mark.parametrize("is_used", [True, False])
+def test_worker_threads_made_before_a_fork_start_in_each_child(is_used: bool) -> None:
     threads = WorkerThreads("test", 2)
+    if is_used:
+        assert threads.submit([lambda: 3])[0].result(SECONDS) == 3
 
     def use() -> int:
         result = threads.submit([lambda: 3])[0].result(SECONDS)
@@ -288,7 +293,128 @@ def test_worker_threads_not_used_before_a_fork_start_in_the_child() -> None:
 
     assert [in_child(use) for _ in range(3)] == ["3", "3", "3"]
     assert use() == 3
-    assert in_child(use).startswith(f"the threads belong to process {os.getpid()}, this is process ")
+    assert in_child(use).endswith("close or stop was called")
+
+
+def test_worker_threads_close_in_a_child_does_not_wait_for_threads_of_the_parent() -> None:
+    threads, gate = WorkerThreads("test", 1), threading.Event()
+    running = threads.submit([lambda: gate.wait(SECONDS)])[0]
+    assert in_child(threads.close) == "None"
+    gate.set()
+    assert running.result(SECONDS)
+    threads.close()
+
+
+def test_worker_threads_child_forked_by_a_signal_handler_in_a_submit_gets_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The child lacks the thread that starts the threads, and must not wait for it."""
+    threads, start = WorkerThreads("test", 1), thread_start._thread.start_new_thread
+    texts: list[str] = []
+
+    def start_and_fork(*arguments: Any) -> int:
+        may_start = threading.Event()
+
+        def start_later() -> None:
+            may_start.wait(SECONDS)
+            arguments[0](*arguments[1])
+
+        start(start_later, ())
+        child = os.fork()
+        if child == 0:
+            return 0
+        may_start.set()
+        texts.append(str(os.waitpid(child, 0)[1]))
+        return 0
+
+    monkeypatch.setattr(thread_start._thread, "start_new_thread", start_and_fork)
+    pid = os.getpid()
+    code = 1
+    try:
+        [future] = threads.submit([lambda: 3])
+        if os.getpid() == pid:
+            assert future.result(SECONDS) == 3
+        else:
+            code = 0 if isinstance(future.exception(SECONDS), jobs.JobLostError) else 2
+    finally:
+        if os.getpid() != pid:
+            os._exit(code)
+    assert texts == ["0"]
+    threads.close()
+
+
+def test_worker_threads_start_in_a_finalizer_while_the_starter_holds_its_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, results, nested = WorkerThreads("test", 3), [], [1]  # type: ignore[var-annotated]
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "test-0" and nested:  # here the garbage collector may call a finalizer
+            nested.pop()
+            results.extend(future.result(SECONDS) for future in threads.submit([lambda: 1] * 2))
+        START(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    run_in_thread(lambda: threads.submit([lambda: 2])[0].result(SECONDS))
+    assert results == [1, 1]
+    run_in_thread(lambda: [threads.close()])
+
+
+def test_worker_threads_that_do_not_help_refuse_a_job_if_no_thread_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, job = WorkerThreads("test", 1, helps=False), jobs.Job(lambda: 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse_start)
+        with pytest.raises(worker_threads.NoThreadError, match="test: the process cannot start a thread"):
+            threads.queue(job)
+    assert job.cancelled()
+    assert not threads.unfinished
+    threads.queue(job := jobs.Job(lambda: 2))
+    assert job.result(SECONDS) == 2
+    threads.close()
+
+
+def test_worker_threads_beyond_the_stacks_that_fit_into_memory_run_the_jobs_here() -> None:
+    before = threading.stack_size(1 << 46)  # no thread with such a stack can be started
+    try:
+        threads = WorkerThreads("test", 2)
+        [future] = threads.submit([threading.get_ident])
+        assert future.result(0) == threading.get_ident()
+    finally:
+        threading.stack_size(before)
+    assert threads.submit([threading.get_ident])[0].result(SECONDS) != threading.get_ident()
+    threads.close()
+
+
+@pytest.mark.parametrize("method", ["result", "exception"])
+def test_job_completed_by_a_signal_handler_before_the_wait_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Nobody notifies a wait that begins after the handler."""
+    job: jobs.Job[int] = jobs.Job(lambda: 1)
+    wait = jobs._Condition.wait
+
+    def run_and_wait(condition: jobs._Condition, timeout: float | None = None) -> bool:
+        job.run()
+        return wait(condition, timeout)
+
+    monkeypatch.setattr(jobs._Condition, "wait", run_and_wait)
+    run_in_thread(lambda: [getattr(job, method)()])
+
+
+def test_job_that_is_not_done_in_time_raises_and_one_that_raises_timeout_error_is_done() -> None:
+    def fail() -> None:
+        raise TimeoutError("of the callable")
+
+    job = jobs.Job(fail)
+    for call in (job.result, job.exception):
+        with pytest.raises(TimeoutError, match=r"^$"):
+            call(0.001)
+    job.run()
+    assert str(job.exception()) == "of the callable"
+    with pytest.raises(TimeoutError, match="of the callable"):
+        job.result()
 
 
 @pytest.mark.parametrize("drops", [False, True])

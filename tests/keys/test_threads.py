@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,7 +23,7 @@ import torch
 
 import vitcache.keys.threads
 from vitcache import KeyThreads, Namespace, content_key
-from vitcache.keys.threads import KeyedFeature
+from vitcache.keys.threads import KeyedFeature, run_one_here
 
 SECONDS = 60  # limit of each wait: a test that hangs then fails
 
@@ -263,37 +265,133 @@ def test_key_threads_end_their_workers_when_garbage_collected() -> None:
         assert not worker.is_alive()
 
 
-def test_key_threads_submit_in_a_forked_child_raises_and_close_returns(threads: KeyThreads) -> None:
-    threads.submit(b"a").result(SECONDS)
+def in_child(call: Callable[[], bytes]) -> bytes:
+    """Return the result of a call in a forked child, which ends by a signal if the call hangs."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
         try:
-            threads.submit(b"a")
-        except RuntimeError as error:
-            os.write(write, str(error).encode())
-        threads.close()
-        os._exit(0)
+            os.write(write, call())
+        finally:
+            os._exit(0)
     os.close(write)
     assert os.waitpid(child, 0)[1] == 0
-    message = os.read(read, 1000).decode()
-    os.close(read)
-    assert message == f"the threads belong to process {os.getpid()}, this is process {child}"
+    with os.fdopen(read, "rb") as pipe:
+        return pipe.read()
 
 
-def test_key_threads_not_used_before_a_fork_hash_in_the_child() -> None:
+@pytest.mark.parametrize("is_used", [True, False])
+def test_key_threads_made_before_a_fork_hash_in_the_child_and_the_parent(is_used: bool) -> None:
     with KeyThreads(2) as threads:
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.write(write, threads.submit(b"a").result(SECONDS).key)
+        if is_used:
+            threads.submit(b"a").result(SECONDS)
+
+        def use() -> bytes:
+            # All shares are free in the child: each of these items is hashed.
+            keys = [future.result(SECONDS).key for future in threads.submit_many([b"a"] * 5)]
             threads.close()
-            os._exit(0)
-        os.close(write)
-        assert os.waitpid(child, 0)[1] == 0
-        assert os.read(read, 100) == content_key(b"a")
-        os.close(read)
+            return b"".join(keys)
+
+        assert [in_child(use) for _ in range(2)] == [content_key(b"a") * 5] * 2
         assert threads.submit(b"a").result(SECONDS).key == content_key(b"a")
+
+
+def test_key_threads_busy_at_a_fork_fail_their_items_in_the_child_only(threads: KeyThreads) -> None:
+    gates, done = [Gate(), Gate()], SimpleQueue()  # type: ignore[var-annotated]
+    futures = threads.submit_many([*gates, b"queued"], on_done=done.put)
+    for gate in gates:
+        assert gate.entered.wait(SECONDS)
+
+    def use() -> bytes:
+        errors = {str(future.exception(0)) for future in futures}
+        assert [done.get(timeout=0) for _ in futures]
+        assert threads.submit(b"a").result(SECONDS).key == content_key(b"a")
+        return "\n".join(errors).encode()
+
+    message = in_child(use).decode()
+    assert re.fullmatch(
+        rf"the job was submitted in process {os.getpid()}: process \d+ lacks its threads", message
+    )
+    for gate in gates:
+        gate.opened.set()
+    assert futures[2].result(SECONDS).key == content_key(b"queued")
+
+
+def test_key_threads_that_forks_inside_a_callable_submits_in_both_processes(threads: KeyThreads) -> None:
+    def load() -> bytes:
+        return in_child(lambda: threads.submit(b"child").result(SECONDS).key)
+
+    assert threads.submit(load).result(SECONDS).feature == content_key(b"child")
+    assert threads.submit(b"a").result(SECONDS).key == content_key(b"a")
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_key_threads_callable_that_submits_and_waits_gets_its_keys(num_threads: int) -> None:
+    with KeyThreads(num_threads) as threads, KeyThreads(num_threads) as others:
+
+        def load(depth: int) -> bytes:
+            owner = others if depth % 2 else threads
+            nested = [partial(load, depth - 1)] * 2 if depth else [b"a", b"b"]
+            return b"".join(future.result(SECONDS).key for future in owner.submit_many(nested))
+
+        keyed = threads.submit_many([partial(load, 3)] * 3)
+        assert {future.result(SECONDS).feature for future in keyed} == {load(3)}
+
+
+def test_key_threads_closed_in_a_callable_do_not_wait_for_another_callable(threads: KeyThreads) -> None:
+    other, closed = KeyThreads(1), Gate()
+
+    def wait() -> bytes:
+        assert closed.opened.wait(SECONDS)
+        return b"a"
+
+    def close_other() -> bytes:
+        other.close()  # runs `wait`, which would wait for ever for this callable
+        closed.opened.set()
+        return b"b"
+
+    waiting = other.submit(wait)
+    assert threads.submit(close_other).result(SECONDS).key == content_key(b"b")
+    assert waiting.result(SECONDS).key == content_key(b"a")
+
+
+def test_key_threads_finalizer_that_hashes_while_a_worker_has_all_shares(
+    monkeypatch: pytest.MonkeyPatch, threads: KeyThreads
+) -> None:
+    nested: list[bytes] = []
+
+    def hash_twice(feature: bytes, **options: Any) -> bytes:
+        if feature == b"outer":  # here the garbage collector may call a finalizer
+            nested.append(threads.submit(b"nested").result(SECONDS).key)
+        return content_key(feature)
+
+    monkeypatch.setattr(vitcache.keys.threads, "content_key", hash_twice)
+    futures = threads.submit_many([b"outer"] * 4)
+    assert {future.result(SECONDS).key for future in futures} == {content_key(b"outer")}
+    assert nested == [content_key(b"nested")] * 4
+
+
+def test_run_one_here_runs_the_first_item_that_no_thread_has_started() -> None:
+    with KeyThreads(1) as threads:
+        gate, callers = Gate(), []
+
+        def load() -> bytes:
+            callers.append(threading.current_thread())
+            assert not torch.is_inference_mode_enabled()
+            return b"a"
+
+        running, *queued = threads.submit_many([gate, load, load])
+        assert gate.entered.wait(SECONDS)
+        run_one_here([running, *queued])
+        assert callers == [threading.current_thread()]
+        assert [future.done() for future in (running, *queued)] == [False, True, False]
+        assert queued[0].result(0).key == content_key(b"a")
+        gate.opened.set()
+        assert queued[1].result(SECONDS).key == content_key(b"a")
+        assert len(callers) == 2
+        run_one_here([running, *queued])
 
 
 @pytest.mark.parametrize("last", ["", "raise SystemExit(3)", "import os; os.fork() or sys.exit(); os.wait()"])

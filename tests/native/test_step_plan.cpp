@@ -236,6 +236,24 @@ void overlapping_spans_and_large_numbers_are_refused() {
   CHECK(StepPlan({{&arrays, 0, kLargestToken, 0}}, "", StepPlan::kNoBatch).items().empty());
 }
 
+void runs_of_failed_items_read_from_the_first_row() {
+  ItemArrays arrays;
+  arrays.add_item(keyed(16, 1, kLargestToken));
+  arrays.add_span(0, 3, kLargestToken - 3, 0);
+  arrays.add_span(10, 5, 7, 1);
+  arrays.add_item(keyed(17, 2, 6));
+  arrays.add_span(4, 4, 2, 0);
+  arrays.sort_spans();
+  StepPlan plan({{&arrays, 0, 20, 0}}, "", 20);
+  CHECK_EQUAL(plan.items()[0].needed_rows, kLargestToken);
+  plan.read_from_start({0});
+  CHECK_EQUAL(plan.items()[0].needed_rows, std::int64_t{5});
+  CHECK_EQUAL(plan.items()[1].needed_rows, std::int64_t{6});
+  Indices starts;
+  for (const vitcache::Run& run : plan.runs()) starts.push_back(run.source_start);
+  CHECK(starts == Indices({0, 2, 0}));
+}
+
 // Every element has the same hash, so that all of them are in one sequence of slots.
 void a_table_finds_elements_with_equal_hashes() {
   IndexTable table(5);
@@ -256,5 +274,6 @@ int main() {
   items_of_other_widths_are_other_items();
   bad_batches_are_refused();
   overlapping_spans_and_large_numbers_are_refused();
+  runs_of_failed_items_read_from_the_first_row();
   a_table_finds_elements_with_equal_hashes();
 }

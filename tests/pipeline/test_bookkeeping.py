@@ -28,14 +28,27 @@ def feature(num_bytes: int) -> MovedFeature:
 def test_prefetched_features_take_frees_bytes_for_another_feature() -> None:
     features = PrefetchedFeatures(max_bytes=10)
     features.add("a", feature(6), owner := object())
-    assert features.has_free_bytes  # the last feature may exceed the limit
+    assert features.make_room(owner)  # the last feature may exceed the limit
     features.add("b", feature(6), owner)
-    assert not features.has_free_bytes
+    assert not features.make_room(owner)
     assert features.take("a") is not None
     assert features.take("a") is None
-    assert features.has_free_bytes
+    assert features.make_room(owner)
     features.add("c", feature(6), owner)
-    assert not features.has_free_bytes
+    assert not features.make_room(owner)
+    assert [name in features for name in "abc"] == [False, True, True]
+
+
+def test_prefetched_features_make_room_removes_the_oldest_of_other_owners() -> None:
+    features = PrefetchedFeatures(max_bytes=10)
+    older, mine, newer = object(), object(), object()
+    for name, owner in (("a", mine), ("b", older), ("c", older), ("d", newer)):
+        features.add(name, feature(4), owner)
+    assert features.make_room(mine)
+    assert [name in features for name in "abcd"] == [True, False, False, True]
+    features.add("e", feature(8), mine)
+    assert not features.make_room(mine)
+    assert [name in features for name in "ade"] == [True, False, True]
 
 
 def test_prefetched_features_drop_removes_only_the_features_of_one_owner() -> None:
@@ -45,11 +58,10 @@ def test_prefetched_features_drop_removes_only_the_features_of_one_owner() -> No
         features.add(name, feature(5), owner)
     features.drop(mine)
     assert [name in features for name in "abc"] == [False, True, False]
-    assert features.has_free_bytes
+    assert features.num_bytes == 5
     features.clear()
     assert len(features) == 0
-    features.add("d", feature(9), mine)
-    assert features.has_free_bytes
+    assert features.num_bytes == 0
 
 
 def test_prefetched_features_add_counts_a_second_feature_of_an_item_once() -> None:
@@ -57,7 +69,7 @@ def test_prefetched_features_add_counts_a_second_feature_of_an_item_once() -> No
     first = feature(6)
     features.add("a", first, object())
     features.add("a", feature(6), object())
-    assert features.has_free_bytes
+    assert features.num_bytes == 6
     assert features.take("a") is first
 
 

@@ -281,6 +281,7 @@ def test_caller_stream_waits_for_the_encoder_stream_after_an_interrupt(
     caller_stream, encoder_stream = Stream(), Stream()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: caller_stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
     pipeline = VisionPipeline(Tower(fails=interrupt), make_cache(), stream=encoder_stream)
     with pytest.raises(KeyboardInterrupt):
         pipeline.embed([Chunk([Item(feature(0, 2), Span(0, 2))], 0, 3)], make_ids(3), WEIGHT)
@@ -403,6 +404,13 @@ def test_embed_refuses_invalid_arguments_before_it_loads_or_encodes(
         ),
         ({"agree": 1}, TypeError, "agree must be callable, got int"),
         ({"ring": 1}, TypeError, "ring must be a PinnedRing, got int"),
+        ({"feature_dtype": np.array([None], dtype=object)}, TypeError, "feature_dtype must be"),
+        ({"stream": 5}, TypeError, "stream must be a torch.cuda.Stream, got int"),
+        ({"stream": torch.zeros(1)}, TypeError, "stream must be a torch.cuda.Stream, got Tensor"),
+        ({"shadow": 1}, TypeError, "shadow must be a Shadow, got int"),
+        ({"move_features": 1}, TypeError, "move_features must be a bool, got int"),
+        ({"keep_bytes": True}, TypeError, "keep_bytes must be an int or a str such as '8GiB', got True"),
+        ({"max_rows_per_encode": True}, TypeError, "max_rows_per_encode must be an int, got True"),
     ],
 )
 def test_pipeline_refuses_invalid_arguments(
@@ -411,6 +419,37 @@ def test_pipeline_refuses_invalid_arguments(
     good: dict[str, Any] = {"encode": Tower(), "cache": make_cache()}
     with pytest.raises(error, match=message):
         VisionPipeline(**{**good, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda pipeline: pipeline.key(None), "item must be an Item, got NoneType"),
+        (lambda pipeline: pipeline.key(b"key"), "item must be an Item, got bytes"),
+        (lambda pipeline: pipeline.cancel(None), "handle must be a Prefetch, got NoneType"),
+        (lambda pipeline: pipeline.prefetch(None), "chunks must be a list of Chunk, got NoneType"),
+        (lambda pipeline: pipeline.prefetch([None]), "chunk 0 must be a Chunk, got NoneType"),
+        (lambda pipeline: pipeline.prefetch([], encode=5), "encode must be a bool, got 5"),
+        (lambda pipeline: pipeline.place([], None), "inputs_embeds must be a tensor, got NoneType"),
+    ],
+)
+def test_pipeline_methods_refuse_arguments_of_wrong_types(call: Any, message: str) -> None:
+    with VisionPipeline(Tower(), make_cache()) as pipeline:
+        with pytest.raises(TypeError, match=message):
+            call(pipeline)
+        assert embed(pipeline, [Chunk([Item(feature(0, 2), Span(0, 2))], 0, 2)], 2) == []
+
+
+@pytest.mark.parametrize("name", ["start", "length", "token_offset"])
+@pytest.mark.parametrize("value", [True, None, 1.5, "3", -1])
+def test_a_number_of_a_chunk_that_is_set_later_is_checked_by_the_step(name: str, value: Any) -> None:
+    pipeline = VisionPipeline(Tower(), make_cache())
+    chunk = Chunk([Item(feature(0, 2), Span(0, 2))], 0, 2)
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+        Chunk([], **{"start": 0, "length": 0, name: value})
+    setattr(chunk, name, value)
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+        pipeline.embed([chunk], make_ids(2), WEIGHT)
 
 
 def test_encoder_that_empties_its_lists_gets_the_numbers_of_the_call() -> None:

@@ -156,6 +156,14 @@ def test_precomputed_rows_whose_storage_shrinks_after_the_item_is_made_fail_thei
     assert isinstance(error.cause, ValueError)
 
 
+def test_precomputed_rows_that_are_resized_after_the_item_is_made_fail_their_item() -> None:
+    rows = torch.ones(3, HIDDEN)
+    items = [Item(None, Span(0, 3), rows=rows), Item(None, Span(4, 3), rows=torch.ones(3, HIDDEN))]
+    rows.resize_(2, HIDDEN)
+    (error,) = embed(VisionPipeline(Tower(), make_cache()), [Chunk(items, 0, 8)], 8, failed=items[:1])
+    assert str(error.cause) == f"rows must have shape (3, {HIDDEN}), got (2, {HIDDEN})"
+
+
 def test_item_refuses_nested_rows() -> None:
     with pytest.raises(TypeError, match="rows must be a dense tensor, got a nested tensor"):
         Item(None, Span(0, 2), rows=as_nested(torch.ones(2, HIDDEN)))

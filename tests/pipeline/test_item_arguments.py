@@ -64,6 +64,20 @@ def test_item_refuses_wrong_arguments(
         Item(None, Span(0, 2), **arguments)
 
 
+@pytest.mark.parametrize("wrong", [5, 0, True, object(), torch.tensor(1)])
+def test_spans_and_items_that_cannot_be_iterated_are_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="spans must be a sequence of Span, got"):
+        Item(None, wrong)
+    for make in (Items, lambda items: Chunk(items, 0, 1)):
+        with pytest.raises(TypeError, match="items must be a sequence of Item, got"):
+            make(wrong)
+
+
+def test_spans_of_several_tensor_elements_are_refused() -> None:
+    with pytest.raises(TypeError, match="spans must be Span objects, got Tensor"):
+        Item(None, torch.tensor([1, 2]))  # type: ignore[arg-type]
+
+
 def test_item_stores_its_arguments() -> None:
     item = Item(None, Span(0, 2), key=KEY, complete_key=True, row_width=8, context=7, grid=1)
     assert (item.key, item.complete_key, item.row_width, item.context) == (KEY, True, 8, 7)

@@ -246,8 +246,7 @@ while not encoded:
 def test_collected_pipeline_ends_its_worker_thread() -> None:
     pipeline = VisionPipeline(Tower(), make_cache())
     pipeline.prefetch([Chunk(make_items(), 0, 8)]).wait(SECONDS)
-    thread = pipeline._worker._thread
-    assert thread is not None
+    [thread] = pipeline._worker.workers.threads
     del pipeline
     gc.collect()
     thread.join(SECONDS)
@@ -258,7 +257,7 @@ def test_prefetch_cancelled_in_an_interrupted_call_can_be_cancelled_again() -> N
     files = {prefetch.__file__, jobs.__file__, concurrent.futures._base.__file__, threading.__file__}
     for line in range(1, 12):
         handle = Prefetch()
-        handle._future = jobs.new_future()
+        handle._job = jobs.Job(lambda: None)
         interrupt(handle.cancel, line, files)
         thread = threading.Thread(target=handle.cancel, daemon=True)
         thread.start()
@@ -277,7 +276,7 @@ def test_collected_pipeline_whose_finalizer_is_interrupted_ends_its_threads(
     monkeypatch.setattr(vision_pipeline, "_stop_threads", interrupted)
     pipeline = VisionPipeline(Tower(), make_cache())
     pipeline.prefetch([Chunk([Item(feature(1, 2), Span(0, 2))], 0, 8)]).wait(SECONDS)
-    threads = {pipeline._worker._thread, *pipeline._keys._workers.threads}
+    threads = {*pipeline._worker.workers.threads, *pipeline._keys._workers.threads}
     assert len(threads) == 2
     ignored: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", ignored.append)
@@ -286,7 +285,6 @@ def test_collected_pipeline_whose_finalizer_is_interrupted_ends_its_threads(
     monkeypatch.undo()
     assert len(ignored) == 1
     for thread in threads:
-        assert thread is not None
         thread.join(SECONDS)
         assert not thread.is_alive()
 
@@ -314,8 +312,7 @@ def test_finalizer_of_a_pipeline_does_not_wait_for_its_worker() -> None:
 
     pipeline = VisionPipeline(Tower(fails=block), make_cache())
     pipeline.prefetch([Chunk(make_items(), 0, 8)])
-    thread = pipeline._worker._thread
-    assert thread is not None
+    [thread] = pipeline._worker.workers.threads
     started.wait()
     for owner in (pipeline._worker, pipeline._keys):
         owner.stop()  # the finalizer calls `stop`, which returns while the worker is busy

@@ -7,6 +7,7 @@ from placement_cases import make_rows, poisoned, same_bits
 
 from vitcache import Span, _native, scatter_embeddings
 from vitcache.placement.destination import Destination
+from vitcache.placement.dispatch import scatter
 from vitcache.placement.embed_call import EmbedCall
 from vitcache.placement.placement import Placement
 from vitcache.placement.scatter_call import ScatterCall
@@ -144,7 +145,8 @@ def test_gradients_of_narrow_and_wide_rows_are_those_of_their_tokens():
 
 def test_narrow_rows_in_a_destination_without_levels_are_ordinary_rows():
     out, rows = poisoned(4, HIDDEN, dtype=torch.float32), make_rows(2, HIDDEN, torch.float32)
-    placed = Placement(Destination("out", out, None), [rows], [1], accepts_narrow=True)
+    destination = Destination("out", out, None)
+    placed = Placement(destination, [rows], [1], accepts_narrow=True)
     assert not placed.native.has_narrow(0)
-    assert placed.native.scatter(Destination("out", out, None).native, 1)
+    scatter(destination, placed, None)
     assert same_bits(out[1:3], rows)

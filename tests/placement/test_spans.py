@@ -73,7 +73,7 @@ def test_span_functions_name_the_argument_that_is_not_an_integer_or_a_bool(name,
 
 @pytest.mark.parametrize("ids", [[True, False], np.zeros(2, bool), torch.ones(2), ["9", "1"]], ids=repr)
 def test_spans_from_token_ids_refuses_ids_that_are_not_integers(ids):
-    with pytest.raises(TypeError, match=r"input_ids must be integers, got (bool|float32|<U1)"):
+    with pytest.raises(TypeError, match=r"input_ids must be (integers, got (bool|float32)|an int, got '9')"):
         spans_from_token_ids(ids, 9, [1])
 
 

@@ -124,9 +124,9 @@ def test_copy_to_with_invalid_arguments_raises_and_copies_nothing(ring, device):
     ]:
         with pytest.raises(error, match=words):
             ring.copy_to(*arguments)
-    with pytest.raises(ValueError, match="timeout_s is -1, it must be finite and at least 0"):
+    with pytest.raises(ValueError, match=r"timeout_s is -1\.0, it must be finite, at least 0"):
         ring.copy_to(dst, src, timeout_s=-1)
-    with pytest.raises(TypeError, match="timeout_s must be a number of seconds, got bool"):
+    with pytest.raises(TypeError, match="timeout_s must be a number of seconds, got True of type bool"):
         ring.copy_to(dst, src, timeout_s=True)
     assert dst.tolist() == [7.0] * 4
     assert ring.stats().copies == 0
@@ -204,7 +204,7 @@ def test_copy_to_with_a_timeout_beyond_the_clock_waits_without_limit(host_ring):
 
     def wait_for_slot() -> None:
         try:
-            results.append(host_ring.copy_to(torch.zeros(1), torch.ones(1), timeout_s=1e300))
+            results.append(host_ring.copy_to(torch.zeros(1), torch.ones(1), timeout_s=9e9))
         except TimeoutError as error:
             results.append(error)
 
@@ -333,7 +333,7 @@ def test_ring_in_a_forked_child_raises_and_the_child_exits(host_ring):
     assert len(ring_errors) == 4
     for message in ring_errors:
         assert f"the ring belongs to process {os.getpid()}, this is process {child}" in message
-    assert "cudaErrorInitializationError" in ticket_error
+    assert f"the copy belongs to process {os.getpid()}, this is process {child}" in ticket_error
     ticket.synchronize()
     assert torch.equal(dst, src)
 
@@ -356,12 +356,11 @@ import contextlib, sys, threading
 sys.path.append({str(SUPPORT)!r})
 from rings import native_ring
 from vitcache._native import Cast
-native, addresses = native_ring(ring), (dst.data_ptr(), src.data_ptr())
+native, address = native_ring(ring), src.data_ptr()
 def copy_repeatedly():
     with contextlib.suppress(RuntimeError):
         while True:
-            ticket = native.make_ticket()
-            native.copy(ticket, *addresses, 4, (1 << 22,), (4,), Cast.none, None, None)
+            ticket = native.copy(dst, src, address, 4, (1 << 22,), (4,), Cast.none, None, None, src, dst)
             ticket.synchronize()
 for _ in range(8):
     threading.Thread(target=copy_repeatedly, daemon=True).start()

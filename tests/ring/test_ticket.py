@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from rings import native_ring
+from rings import wait_on_stream
 
 from vitcache import CudaError, PinnedRing, _native
 from vitcache.device.stand_in import open_runtime
@@ -137,18 +137,18 @@ class Stream:
 )
 def test_as_native_stream_takes_torchs_device_or_the_rings(stream, handle, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(5, device.index))
-    native = as_native_stream(stream, torch.device("cuda", 1))
+    native = as_native_stream("after", stream, torch.device("cuda", 1))
     assert (native.handle, native.device) == (handle, device)
 
 
 def test_native_copy_after_a_stream_of_another_device_raises_value_error(ring):
     stand_in.set_devices(2)
     native = _native.Ring(open_runtime(), CAPACITY, 1, PIECE, 1, None)
-    ticket = native.make_ticket()
+    empty = torch.empty(0)
+    arguments = (empty, None, 0, 1, (0,), (1,), _native.Cast.none)
     with pytest.raises(ValueError, match="after is a stream of device 0, the ring copies to device 1"):
-        native.copy(ticket, 0, 0, 1, (0,), (1,), _native.Cast.none, _native.Stream(0, 0), None)
-    native.copy(ticket, 0, 0, 1, (0,), (1,), _native.Cast.none, _native.Stream(0, 1), None)
-    assert ticket.done
+        native.copy(*arguments, _native.Stream(0, 0), None, empty, empty)
+    assert native.copy(*arguments, _native.Stream(0, 1), None, empty, empty).done
     assert native.stream.device == 1
     native.close()
 
@@ -161,8 +161,14 @@ class StreamWithoutDevice:
     ("stream", "name"), [("side", "str"), (True, "bool"), (StreamWithoutDevice(), "StreamWithoutDevice")]
 )
 def test_as_native_stream_with_another_type_raises_type_error(stream, name):
-    with pytest.raises(TypeError, match=rf"must be a torch\.cuda\.Stream or an int, got {name}"):
-        as_native_stream(stream, torch.device("cuda", 1))
+    with pytest.raises(TypeError, match=rf"after must be a torch\.cuda\.Stream or an int, got {name}"):
+        as_native_stream("after", stream, torch.device("cuda", 1))
+
+
+@pytest.mark.parametrize("handle", [-1, 1 << 64, 10**400])
+def test_as_native_stream_of_an_int_that_is_no_address_raises_value_error(handle):
+    with pytest.raises(ValueError, match=r"after is .* it must be at (least 0|most 18446744073709551615)"):
+        as_native_stream("after", handle, torch.device("cuda", 1))
 
 
 def test_native_ring_without_a_runtime_raises_type_error():
@@ -170,15 +176,7 @@ def test_native_ring_without_a_runtime_raises_type_error():
         _native.Ring(None, CAPACITY, 1, PIECE, 0, None)
 
 
-def test_native_copy_with_a_ticket_of_another_device_raises_value_error(ring):
-    stand_in.set_devices(2)
-    native = _native.Ring(open_runtime(), CAPACITY, 1, PIECE, 1, None)
-    with pytest.raises(ValueError, match="the ticket is of device 0, the ring copies to device 1"):
-        native.copy(native_ring(ring).make_ticket(), 0, 0, 1, (0,), (1,), _native.Cast.none, None, None)
-    native.close()
-
-
 @pytest.mark.parametrize("stream", [0, _native.Event(0)])
 def test_native_wait_on_an_int_or_an_event_raises_type_error(ring, stream):
     with pytest.raises(TypeError, match="incompatible function arguments"):
-        native_ring(ring).make_ticket().wait(stream)
+        wait_on_stream(ring.copy_to(torch.zeros(0), torch.zeros(0)), stream)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Protocol
 
 from torch import Tensor
 
-from vitcache._native import Ledger
+from vitcache._native import KeyClaim, Ledger
+from vitcache.arguments import to_timeout
 from vitcache.handles import described, refuse_copies
 from vitcache.pages.reservation import Reservation
 
@@ -40,10 +40,7 @@ class Store(Protocol):
 
 def claim(ledger: Ledger, key: bytes, epoch: int, store: Store) -> Claim:
     """Claim a key in an epoch of the store, or return a claim that waits for the owner. Never waits."""
-    made = Claim(ledger, key, epoch, store)
-    # One step of the ledger: of several callers, exactly one registers its own event.
-    made._owner_event = ledger.claim(epoch, key, made._own_event)
-    return made
+    return Claim(ledger.claim(epoch, key, "EmbeddingCache.claim"), key, epoch, store)
 
 
 class Claim:
@@ -66,8 +63,12 @@ class Claim:
 
     Notes
     -----
-    Any thread may use a claim. A thread must not wait while it owns claims: two threads that wait for each
-    other's claims would never return.
+    Any thread may use a claim. The thread that made it counts as the one that encodes, until another thread
+    enters the claim or calls `put` or `reserve`. If a wait without a time limit would never end, because the
+    owner of the key waits for this thread, or is this thread, `wait` raises RuntimeError.
+
+    Signal handlers run during a wait. A claim is released when it is freed, also after an exception of a
+    signal handler. In a forked child, claims of threads that the child does not have are released.
 
     Examples
     --------
@@ -84,41 +85,42 @@ class Claim:
     True
     """
 
-    __slots__ = ("_ledger", "_own_event", "_owner_event", "_store", "epoch", "key")
+    __slots__ = ("_claim", "_store", "epoch", "key")
 
-    def __init__(self, ledger: Ledger, key: bytes, epoch: int, store: Store) -> None:
-        self._ledger = ledger
+    def __init__(self, claim: KeyClaim, key: bytes, epoch: int, store: Store) -> None:
+        self._claim = claim  # native: it is released when it is freed, without any Python code
         self._store = store
         self.key = key
         self.epoch = epoch
-        # The owner is the claim whose own event is registered. The event exists before it is registered, so
-        # an interrupt cannot leave a key claimed without an owner that releases it.
-        self._own_event = self._owner_event = threading.Event()
 
     @property
     def is_mine(self) -> bool:
         """Whether this claim is the owner's: its caller must encode the item and release the claim."""
-        return self._ledger.owns_claim(self.epoch, self.key, self._own_event)
+        return self._claim.is_mine
 
     def put(self, rows: Tensor, *, encode_ms: float | None = None, tier: str = "device") -> bool:
         """Call `EmbeddingCache.put` with the key and epoch of the claim. Also allowed after `release`."""
+        self._claim.take_over("Claim.put")
         return self._store.put(self.key, rows, epoch=self.epoch, encode_ms=encode_ms, tier=tier)
 
     def reserve(
         self, num_rows: int, *, encode_ms: float | None = None, row_width: int | None = None
     ) -> Reservation | None:
         """Call `EmbeddingCache.reserve` with the key and epoch of the claim. Also allowed after `release`."""
+        self._claim.take_over("Claim.reserve")
         return self._store.reserve(
             self.key, num_rows, epoch=self.epoch, encode_ms=encode_ms, row_width=row_width
         )
 
-    def wait(self, timeout_s: float | None = None) -> bool:
+    def wait(self, timeout_s: float | None = None, *, call: str = "Claim.wait") -> bool:
         """Block until the owner releases its claim.
 
         Parameters
         ----------
         timeout_s
             Seconds to wait at most. None: no limit.
+        call
+            The caller's public function, for messages.
 
         Returns
         -------
@@ -128,36 +130,34 @@ class Claim:
         Raises
         ------
         RuntimeError
-            If this claim is the owner's.
+            If this claim is the owner's. Without a time limit, if the wait would never end: the owner is a
+            call of this thread, or waits for one. The message names both calls.
+        ValueError
+            If `timeout_s` is negative, infinite or NaN.
+        TypeError
+            If `timeout_s` is not a number.
         """
         if self.is_mine:
             raise RuntimeError(
                 "the owner must not wait for its own claim: encode the item and release the claim"
             )
-        return self._owner_event.wait(timeout_s)
+        return self._claim.wait(call, to_timeout("timeout_s", timeout_s))
 
     def release(self) -> None:
         """End the claim, so that waiting callers continue. Does nothing if this claim is not the owner's."""
-        if self.is_mine:
-            self._own_event.set()  # first: if an interrupt follows, no caller waits forever
-            self._ledger.release_claim(self.epoch, self.key, self._own_event)
+        self._claim.release()
 
     def __enter__(self) -> Claim:
+        self._claim.take_over("the block of a Claim")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        self._claim.release()
 
     __reduce_ex__ = refuse_copies("call `EmbeddingCache.claim` again")
 
     @described
     def __repr__(self) -> str:
-        if self.is_mine:
-            state = "owner"
-        else:
-            state = "released" if self._owner_event.is_set() else "waits for the owner"
+        waiting = "released" if self._claim.is_released else "waits for the owner"
+        state = "owner" if self.is_mine else waiting
         return f"{self.key.hex()[:8]}, epoch {self.epoch}, {state}"
-
-    def __del__(self) -> None:
-        if hasattr(self, "_own_event"):  # False if `__init__` was interrupted before the claim was registered
-            self.release()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 from vitcache.device.cuda_runtime import open_cuda_runtime
 
-RELAXED_MODE = 2  # cudaStreamCaptureModeRelaxed
 
-
-@contextmanager
-def relaxed_capture_mode() -> Iterator[None]:
+def relaxed_capture_mode() -> AbstractContextManager[None]:
     """Let calls of this thread that may wait for the device run while another thread captures a graph.
 
     To load a module, or to allocate pinned memory, is such a call. In the default mode it fails, and breaks
@@ -20,10 +16,8 @@ def relaxed_capture_mode() -> Iterator[None]:
     """
     runtime = open_cuda_runtime()
     if not runtime.available:
-        yield
-        return
-    earlier_mode = runtime.exchange_capture_mode(RELAXED_MODE)
-    try:
-        yield
-    finally:
-        runtime.exchange_capture_mode(earlier_mode)
+        return nullcontext()
+    # Imported here: content keys import this module, and must work without the native module.
+    from vitcache._native import RelaxedCapture
+
+    return RelaxedCapture(runtime)

@@ -9,10 +9,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, Generic, TypeVar
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
+from time import monotonic
+from typing import TypeVar
+
+from vitcache.device.locks import new_lock
 
 _T = TypeVar("_T")
+
+_CHECK_SECONDS = 1.0  # between two looks at the state of a future that a thread waits for
+
+
+class JobLostError(RuntimeError):
+    """A job was submitted before a fork, and the thread that would run it does not exist in the child."""
 
 
 class _Condition(threading.Condition):
@@ -32,37 +42,64 @@ class _Condition(threading.Condition):
         return self._lock.__exit__  # type: ignore[attr-defined, no-any-return]
 
 
-def new_future() -> Future[Any]:
-    """Return a future whose lock an interrupt cannot leave acquired."""
-    future: Future[Any] = Future()
-    future._condition = _Condition()
-    return future
-
-
-class Job(Generic[_T]):
-    """One callable and the future of its result. The first thread that calls `run` runs it.
+class Job(Future[_T]):
+    """A future with the callable that computes its result. The first thread that calls `run` runs it.
 
     Then the job does not refer to the callable any more.
     """
 
     def __init__(self, work: Callable[[], _T]) -> None:
-        self.future: Future[_T] = new_future()
+        super().__init__()
+        self._condition = _Condition(new_lock())
         self._work = [work]  # `pop` is atomic: only one thread gets the callable
 
     def run(self, *, is_caller: bool = False) -> None:
-        """Run the job, unless another thread does. `is_caller`: in the submitting thread."""
+        """Run the job, unless another thread does. `is_caller`: in a thread that waits for the result."""
         try:
             work = self._work.pop()
         except IndexError:
             return
-        if not self.future.set_running_or_notify_cancel():
-            return
         try:
+            if not self.set_running_or_notify_cancel():
+                return
             result = work()
+            if not self.done():  # the callable has forked, and this is the child, which has lost the job
+                self.set_result(result)
         except BaseException as error:
-            self.future.set_exception(error)
+            if not self.done():
+                self.set_exception(error)
             if is_caller and not isinstance(error, Exception):
                 raise  # an interrupt of the caller
-            del self  # the traceback of `error` refers to this frame
-        else:
-            self.future.set_result(result)
+            del self, work  # the traceback of `error` refers to this frame
+
+    def lose(self, pid: int, child: int) -> None:
+        """Fail, in a forked child, because the threads of the parent do not exist there."""
+        self._work.clear()
+        with suppress(InvalidStateError):
+            self.set_exception(
+                JobLostError(f"the job was submitted in process {pid}: process {child} lacks its threads")
+            )
+
+    def result(self, timeout: float | None = None) -> _T:
+        """As `Future.result`."""
+        self._wait(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As `Future.exception`."""
+        self._wait(timeout)
+        return super().exception(0)
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait until the job is done, or for `timeout` seconds.
+
+        A signal handler of this thread can complete the job between the look at its state and the wait. The
+        wait is then notified too early. So it has a limit, and the state is looked at again.
+        """
+        end = None if timeout is None else monotonic() + timeout
+        while not self.done():
+            left = _CHECK_SECONDS if end is None else min(end - monotonic(), _CHECK_SECONDS)
+            if left <= 0:
+                return
+            with suppress(TimeoutError, CancelledError):
+                super().exception(left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import NamedTuple
 
 from vitcache.arguments import to_int
@@ -90,7 +91,7 @@ class KeyAliases:
         with self._lock:
             alias = self._aliases.get(file_key)
             if alias is not None:
-                self._aliases.move_to_end(file_key)
+                self._move_to_end(file_key)
             return alias
 
     def add(self, file_key: bytes, key: bytes, num_rows: int) -> None:
@@ -108,9 +109,16 @@ class KeyAliases:
         num_rows = to_int("num_rows", num_rows, 1)
         with self._lock:
             self._aliases[file_key] = Alias(key, num_rows)
+            self._move_to_end(file_key)
+            # More than one if an interrupt has stopped an earlier call here.
+            while len(self._aliases) > self.max_entries:
+                with suppress(KeyError):  # as below
+                    self._aliases.popitem(last=False)
+
+    def _move_to_end(self, file_key: bytes) -> None:
+        # A signal handler of this thread, which the lock lets pass, may have removed aliases.
+        with suppress(KeyError):
             self._aliases.move_to_end(file_key)
-            if len(self._aliases) > self.max_entries:
-                self._aliases.popitem(last=False)
 
     def clear(self) -> None:
         """Remove all aliases."""

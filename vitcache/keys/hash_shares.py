@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,34 +20,50 @@ class HashShares:
 
     def __init__(self, workers: WorkerThreads) -> None:
         self._threads, self._unfinished = workers.threads, workers.unfinished
-        self._hashing: set[int] = set()  # the worker threads that hash an item
-        self._free: SimpleQueue[None] = SimpleQueue()  # an element for each thread that hashes no item
-        for _ in range(workers.num_threads):
-            self._free.put(None)
+        self._num_threads = workers.num_threads
         self._lock = new_lock()  # one item takes its share at a time
+        self._fill()
+
+    def _fill(self) -> None:
+        self._hashing: set[int] = set()  # the worker threads that take a share or have one
+        self._free: SimpleQueue[None] = SimpleQueue()  # an element for each thread that hashes no item
+        for _ in range(self._num_threads):
+            self._free.put(None)
+        self._pid = os.getpid()
 
     @contextmanager
     def share(self) -> Iterator[int]:
         """Take some of the free threads, at least one, and give them back at the end of the context.
 
         If there are fewer items than threads, the items share all threads. An item that hashes keeps its
-        share. On a submitting thread, which hashes only if no other thread can be started, the share is one.
+        share. The share is one on a thread that is none of the workers, which hashes only if a worker cannot,
+        and in a call-back on a worker that has a share already.
         """
-        if threading.current_thread() not in self._threads:
+        if self._pid != os.getpid():
+            self._renew_in_child()
+        thread = threading.get_ident()
+        if threading.current_thread() not in self._threads or thread in self._hashing:
             yield 1
             return
-        # No interrupt occurs from here on: Python raises them in the main thread only.
-        thread = threading.get_ident()
+        # No interrupt occurs from here on: Python raises them in the main thread only. But a finalizer, which
+        # the garbage collector calls, may hash an item.
         with self._lock:
-            self._free.get()
             waiting = len(self._unfinished) - len(self._hashing)  # with this item
-            count = max((self._free.qsize() + 1) // max(waiting, 1), 1)
-            for _ in range(count - 1):
-                self._free.get()
             self._hashing.add(thread)
+            free, hashing = self._free, self._hashing
+            free.get()
+            count = max((free.qsize() + 1) // max(waiting, 1), 1)
+            for _ in range(count - 1):
+                free.get()
         try:
             yield count
         finally:
-            self._hashing.discard(thread)
+            hashing.discard(thread)
             for _ in range(count):
-                self._free.put(None)
+                free.put(None)
+
+    def _renew_in_child(self) -> None:
+        """Make all shares free, since the threads that had some do not exist in this forked child."""
+        with self._lock:
+            if self._pid != os.getpid():
+                self._fill()

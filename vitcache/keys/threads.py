@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
 from vitcache.arguments import to_int
+from vitcache.device.jobs import Job
 from vitcache.device.thread_modes import TorchModes, current_streams
 from vitcache.device.worker_threads import WorkerThreads
 from vitcache.handles import describe_count, described, refuse_copies
@@ -43,7 +46,8 @@ class KeyThreads:
     threads start the items in this order. Many items are hashed by one thread each. If fewer items than
     threads are left, BLAKE3 hashes each large feature with several threads. Together, all items are never
     hashed by more than `num_threads` threads. If the process cannot start a thread, `submit` and
-    `submit_many` load and hash the items themselves.
+    `submit_many` load and hash the items themselves. They do so, too, in a callable that one of these threads
+    runs, or a thread of another `KeyThreads`: these threads may wait for this callable.
 
     An interrupt, such as KeyboardInterrupt, may be raised at any point of `submit`, `submit_many`, `close`
     and `Future.result`. It leaves no lock acquired and no thread that cannot end. Other threads can submit
@@ -78,13 +82,15 @@ class KeyThreads:
 
     Notes
     -----
-    Any thread may call any method at any time. The threads start with the first items, and belong to the
-    process that submits these: in a child that was forked later, `submit` raises RuntimeError. At exit the
-    interpreter waits for all submitted items, unless `close` or `stop` has cancelled them.
+    Any thread may call any method at any time, also in a signal handler or a finalizer. The threads start
+    with the first items. At exit the interpreter waits for all submitted items, unless `close` or `stop` has
+    cancelled them. In a forked child, the unfinished items of the parent fail at once with a RuntimeError
+    that names both processes, and new threads start with the first items that are submitted there.
 
-    Items wait for all items that were submitted before. So a callable must not wait for an item of the same
-    threads: with one thread, neither would end. A `VisionPipeline` has one `KeyThreads` for its steps and its
-    prefetches: a step waits for a free thread if the features of a prefetch load slowly.
+    Items wait for all items that were submitted before. So a callable must not wait for an item that another
+    thread has submitted: with one thread, neither would end. A `VisionPipeline` has one `KeyThreads` for its
+    steps and its prefetches. A step that has waited for a free thread for 1 s, because the features of a
+    prefetch load slowly, loads and hashes its items itself.
 
     A callable runs in the submitting thread's modes (grad, inference, autocast, CUDA device) and on its
     current streams. A CUDA feature is hashed after the work that was queued on those streams when it was
@@ -101,7 +107,7 @@ class KeyThreads:
     def submit(
         self, feature: Any, *, namespace: bytes | Namespace = b"", extra: Any = None
     ) -> Future[KeyedFeature]:
-        """Queue one item for the threads. Does not wait, unless the process cannot start a thread.
+        """Queue one item for the threads. Does not wait, unless it hashes the item itself; see the class.
 
         Parameters
         ----------
@@ -121,8 +127,7 @@ class KeyThreads:
         Raises
         ------
         RuntimeError
-            If `close` or `stop` was called, the threads belong to the parent of this process, or the
-            interpreter is exiting.
+            If `close` or `stop` was called, or the interpreter is exiting.
         """
         [future] = self.submit_many([feature], namespace=namespace, extras=[extra])
         return future
@@ -183,7 +188,8 @@ class KeyThreads:
             raise ValueError(f"extras has {len(extras)} items, features has {len(features)}")
         if on_done is not None and not callable(on_done):
             raise TypeError(f"on_done must be callable or None, got {type(on_done).__qualname__}")
-        hash_item = partial(_hash_item, self._shares, TorchModes.capture(), current_streams(), namespace)
+        modes = _Modes(threading.get_ident(), TorchModes.capture(), current_streams())
+        hash_item = partial(_hash_item, self._shares, modes, namespace)
         works = [partial(hash_item, feature, extra) for feature, extra in zip(features, extras, strict=True)]
         return self._workers.submit(works, on_done)
 
@@ -222,16 +228,35 @@ def _check_list(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a list or tuple, got {type(value).__qualname__}")
 
 
+def run_one_here(futures: Iterable[Future[KeyedFeature]]) -> None:
+    """Load and hash the first of some submitted items that no thread has started, in the calling thread.
+
+    For a caller that waits for all of them, and finds no thread free.
+    """
+    for future in futures:
+        if isinstance(future, Job) and not future.running() and not future.done():
+            future.run(is_caller=True)
+            return
+
+
+class _Modes(NamedTuple):
+    """The modes and streams of a submitting thread."""
+
+    thread: int
+    modes: TorchModes
+    streams: Sequence[Any]
+
+    def apply(self) -> AbstractContextManager[None]:
+        # The submitting thread has these modes. Entering them can be interrupted in the main thread, which
+        # could then keep one of them.
+        return nullcontext() if threading.get_ident() == self.thread else self.modes.apply(self.streams)
+
+
 def _hash_item(
-    shares: HashShares,
-    modes: TorchModes,
-    streams: Sequence[Any],
-    namespace: bytes | Namespace,
-    feature: Any,
-    extra: Any,
+    shares: HashShares, modes: _Modes, namespace: bytes | Namespace, feature: Any, extra: Any
 ) -> KeyedFeature:
     """Load and hash one item."""
-    with modes.apply(streams):
+    with modes.apply():
         loaded = feature() if callable(feature) else feature
         with shares.share() as num_threads:
             key = content_key(loaded, namespace=namespace, extra=extra, num_threads=num_threads)

@@ -8,6 +8,7 @@ from torch import Tensor
 from vitcache.device.streams import CPU_STREAM, Fence
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation
+from vitcache.rows import check_extent
 
 
 class HostReservation(Reservation):
@@ -29,6 +30,7 @@ class HostReservation(Reservation):
                 self._timeline.wait_on_host(fence)
             pool.write(pending.pages, rows)
             return
+        check_extent("rows", rows)  # as `PagePool.write` does
         staged = torch.empty(rows.shape, dtype=self.dtype, device=self.device).copy_(rows)
         ready = self._timeline.record(self._timeline.current())
         with self._timeline.on_copy_stream():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vitcache._native import PinnedRegion
+from vitcache._native import PinnedRegion, describe_available_host_bytes
 
 if TYPE_CHECKING:
     from vitcache._native import CudaRuntime
@@ -40,6 +41,8 @@ def allocate_pinned(num_bytes: int, device: torch.device, runtime: CudaRuntime) 
     """
     num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     try:
+        if num_bytes > sys.maxsize:
+            raise MemoryError(describe_available_host_bytes())
         region = PinnedRegion(runtime, num_bytes, num_threads, device.index or 0)
     except MemoryError as error:
         raise MemoryError(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from vitcache._native import CudaRuntime, Stream, Tier, copy_batch
+from vitcache._native import CudaRuntime, Stream, Tier, copy_batch, describe_available_host_bytes
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 from vitcache.pages.pinned import allocate_pinned
-from vitcache.rows import KINDS
+from vitcache.rows import KINDS, check_extent
 
 # Handles of the legacy default stream. cudaStreamPerThread is refused earlier.
 DEFAULT_STREAMS = (0, 1)
@@ -34,7 +35,8 @@ class PagePool:
     Raises
     ------
     MemoryError
-        If the memory cannot be page-locked.
+        If the memory cannot be allocated or page-locked. The message names `device_bytes` or `host_bytes`,
+        the number of bytes, and the number that is available.
     CudaError
         If `tier` is ``"host"``, `device` is a CUDA device, and no CUDA runtime is found.
 
@@ -66,10 +68,10 @@ class PagePool:
         with torch.inference_mode(False):
             if self._runtime is not None:
                 memory = allocate_pinned(num_pages * self.page_bytes, device, self._runtime)
-                self.rows = memory.view(dtype).view(-1, row_width)
             else:
                 place = device if tier == "device" else torch.device("cpu")
-                self.rows = torch.empty((num_pages * page_rows, row_width), dtype=dtype, device=place)
+                memory = _allocate(f"{tier}_bytes", num_pages * self.page_bytes, place)
+            self.rows = memory.view(dtype).view(-1, row_width)
         self._for_device = device
         self._address = self.rows.data_ptr()
         self._kind = KINDS[dtype]
@@ -115,7 +117,14 @@ class PagePool:
         return max(1, -(-num_rows // self.page_rows))
 
     def write(self, pages: Sequence[int], rows: Tensor, *, non_blocking: bool = False) -> None:
-        """Copy `rows` into `pages` on the current stream, rounded to the pool's dtype."""
+        """Copy `rows` into `pages` on the current stream, rounded to the pool's dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `vitcache.rows.check_extent`: the storage may have been resized since the rows were checked.
+        """
+        check_extent("rows", rows)
         first = 0
         for page, length in _runs(pages, rows.shape[0], self.page_rows):
             self._run(page, length).copy_(rows[first : first + length], non_blocking=non_blocking)
@@ -178,6 +187,22 @@ class PagePool:
     def _run(self, page: int, length: int) -> Tensor:
         # `narrow` takes half the time of an index.
         return self.rows.narrow(0, page * self.page_rows, length)
+
+
+def _allocate(argument: str, num_bytes: int, device: torch.device) -> Tensor:
+    """Return a uint8 tensor. Raises MemoryError, which names `argument`, if it cannot be allocated."""
+    try:
+        if num_bytes <= sys.maxsize:
+            return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    except RuntimeError as error:
+        # On the CPU torch raises a plain RuntimeError, on CUDA a class of its own.
+        if device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
+            raise
+    if device.type == "cuda":
+        available = f"{torch.cuda.mem_get_info(device)[0]} bytes of it are free"
+    else:
+        available = describe_available_host_bytes()
+    raise MemoryError(f"{argument}: cannot allocate {num_bytes} bytes of memory of {device}, {available}")
 
 
 def _runs(pages: Sequence[int], num_rows: int, page_rows: int) -> Iterator[tuple[int, int]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from traceback import clear_frames
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from vitcache._native import Turn
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
 from vitcache.pipeline.feature_mover import FeatureMover, UnmovedFeature
@@ -21,6 +20,9 @@ from vitcache.tracing import traced
 
 # A feature is a tensor on the cache's device, or with ``move_features=False`` any object.
 Encode = Callable[[list[Any], list[Item]], "Sequence[Tensor] | Tensor"]
+
+
+T = TypeVar("T")
 
 
 class EncoderRunner:
@@ -40,6 +42,14 @@ class EncoderRunner:
     The encoder is called on the calling thread's current stream. A thread stays in `exclusive` from `run`
     until it has queued the work that places or stores the rows: the next call of the encoder may overwrite
     them.
+
+    Attributes
+    ----------
+    turn
+        The right to call the encoder. A call from inside the encoder that would wait for it raises
+        RuntimeError.
+    uses
+        Streams and events behind the work of the last use of the encoder. The next use waits for them.
     """
 
     def __init__(
@@ -55,20 +65,42 @@ class EncoderRunner:
         self._mover = mover
         self._max_rows = max_rows
         self.moves_features = moves_features
-        self._lock = threading.Lock()
-        self._last_use: Any = None  # the event recorded at the end of the last exclusive use
+        self.turn = Turn("the pipeline's encoder")
+        self.uses: list[Any] = []
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Own the encoder: other threads block, and the current stream waits for the previous owner."""
+    def exclusive(self, call: str, work: Callable[[], T]) -> T:
+        """Own the encoder during a function: other threads block, and the stream waits for the last use.
+
+        Parameters
+        ----------
+        call
+            Name of the public call, for the message of the error.
+
+        Raises
+        ------
+        RuntimeError
+            If this thread, or a thread that waits for it, owns the encoder.
+        """
         device = self._cache.device
-        with self._lock:
-            if self._last_use is not None:
-                torch.cuda.current_stream(device).wait_event(self._last_use)
+        with self.turn.of(call):
+            if device.type == "cuda":
+                self._wait_for_last_use(device)
             try:
-                yield
+                return work()
             finally:
-                self._last_use = record_event(device)
+                if device.type == "cuda":
+                    # A stream is here if an interrupt left the caller's stream without an order behind it.
+                    self.uses = [record_event(device), *self.uses[1:]]
+
+    def _wait_for_last_use(self, device: torch.device) -> None:
+        """Let the current stream wait for the last use, and note that it uses the encoder now."""
+        current = torch.cuda.current_stream(device)
+        for use in self.uses:
+            if isinstance(use, torch.cuda.Stream):
+                current.wait_stream(use)
+            else:
+                current.wait_event(use)
+        self.uses = [current]  # an event replaces it at the end, unless an interrupt prevents this
 
     def batches(self, step_items: Sequence[StepItem]) -> list[list[StepItem]]:
         """Split step items into micro-batches of at most `max_rows` rows, in order."""
@@ -200,10 +232,10 @@ class EncoderRunner:
             return list(outputs.detach().split(counts))
         if not isinstance(outputs, list | tuple):
             raise TypeError(f"encode must return tensors, got {type(outputs).__name__}")
-        outputs = list(outputs)
-        if len(outputs) != len(counts):
-            raise ValueError(f"encode must return {len(counts)} tensors, one per item, got {len(outputs)}")
-        return outputs
+        rows: list[Any] = list(outputs)
+        if len(rows) != len(counts):
+            raise ValueError(f"encode must return {len(counts)} tensors, one per item, got {len(rows)}")
+        return rows
 
     def _accept_rows(self, step_item: StepItem, rows: Any) -> None:
         """Check the rows that the encoder returned for an item, and store them or an error."""

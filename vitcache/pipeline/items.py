@@ -59,8 +59,8 @@ class Item:
         true and `key` is None; if `row_width` is less than 1; if both `feature` and `rows` are given; or if
         the shape of `rows` is not ``(num_rows, row_width)``.
     TypeError
-        If an element of `spans` is not a `Span`, `num_rows` or `row_width` is not an integer or is a bool,
-        `key` is not bytes, `complete_key` is not a bool, or `rows` is not a tensor.
+        If `spans` is not a `Span` or a sequence of spans, `num_rows` or `row_width` is not an integer or is a
+        bool, `key` is not bytes, `complete_key` is not a bool, or `rows` is not a tensor.
 
     Notes
     -----
@@ -116,7 +116,7 @@ class Item:
             _check_rows(rows, feature, num_rows, self.row_width)
         if isinstance(spans, Span):
             spans = [spans]
-        self.spans: tuple[Span, ...] = tuple(spans or ())
+        self.spans: tuple[Span, ...] = () if spans is None else _as_tuple("spans", spans, "Span")
         for span in self.spans:
             if not isinstance(span, Span):
                 raise TypeError(f"spans must be Span objects, got {type(span).__name__}")
@@ -166,7 +166,7 @@ class Items(Sequence[Item]):
         If a number of a span that is not empty is larger than 2**60, or a number of rows has more than 64
         bits.
     TypeError
-        If an element of `items` is not an `Item`.
+        If `items` is not a sequence of `Item`.
 
     Examples
     --------
@@ -178,7 +178,7 @@ class Items(Sequence[Item]):
     """
 
     def __init__(self, items: Sequence[Item]) -> None:
-        self._items = tuple(items)
+        self._items: tuple[Item, ...] = _as_tuple("items", items, "Item")
         # Imported on use: `vitcache.Item` and `vitcache.Chunk` must work without the native module.
         from vitcache._native import ItemArrays
 
@@ -234,8 +234,8 @@ class Chunk:
     ValueError
         If `start`, `length` or `token_offset` is negative.
     TypeError
-        If `start`, `length` or `token_offset` is not an integer or is a bool, or an element of `items` is not
-        an `Item`.
+        If `start`, `length` or `token_offset` is not an integer or is a bool, or `items` is not a sequence of
+        `Item`.
     IndexError
         As `Items`.
 
@@ -267,6 +267,14 @@ class Chunk:
     def __repr__(self) -> str:
         stop, items = self.start + self.length, describe_count(len(self.items), "item")
         return f"tokens [{self.start}, {stop}), {items}, at token {self.token_offset} of the batch"
+
+
+def _as_tuple(name: str, values: Any, kind: str) -> tuple[Any, ...]:
+    """Return the elements of a sequence. Raises TypeError, which names the argument, for other objects."""
+    try:
+        return tuple(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of {kind}, got {type(values).__name__}") from None
 
 
 def check_chunks(chunks: Sequence[Chunk]) -> None:

@@ -42,14 +42,26 @@ def claim_all(cache: EmbeddingCache, items: Iterable[ClaimedItem], cleanup: Exit
             item.claim = claims[item.key]
 
 
-def claim_or_wait(cache: EmbeddingCache, items: Sequence[ClaimedItem], cleanup: ExitStack) -> bool:
+def claim_or_wait(
+    cache: EmbeddingCache, items: Sequence[ClaimedItem], cleanup: ExitStack, call: str = "Claim.wait"
+) -> bool:
     """Claim the keys of items that a look-up missed; or wait for the owner of one of them.
+
+    Parameters
+    ----------
+    call
+        Name of the public call, for the message of the error.
 
     Returns
     -------
     bool
         True: this caller owns all claims, until `cleanup` closes. False: it owns none of them, and looks the
         items up again.
+
+    Raises
+    ------
+    RuntimeError
+        If the owner is a call of this thread, or waits for this thread.
     """
     with ExitStack() as claims:
         claim_all(cache, items, claims)
@@ -60,7 +72,7 @@ def claim_or_wait(cache: EmbeddingCache, items: Sequence[ClaimedItem], cleanup: 
             return True
     # The claims of this call are released now: two callers that own claims could wait for each other.
     if busy:
-        busy[0].wait()
+        busy[0].wait(call=call)
     return False
 
 
@@ -96,6 +108,7 @@ def claim_missing(
     leases: PlanLeases,
     step_items: dict[int, StepItem],
     cleanup: ExitStack,
+    call: str = "Claim.wait",
 ) -> list[StepItem]:
     """Claim the keys of missing items, and return the items that this caller must encode.
 
@@ -108,9 +121,11 @@ def claim_missing(
         Items that another caller inserted get a lease, and are removed from `step_items`.
     cleanup
         Releases the claims when it closes.
+    call
+        As in `claim_or_wait`, which may raise RuntimeError.
     """
     missing = [item for item in step_items.values() if item.state is State.MISSING and item.item.rows is None]
-    while missing and not claim_or_wait(cache, missing, cleanup):
+    while missing and not claim_or_wait(cache, missing, cleanup, call):
         keys: list[bytes | None] = [None] * len(plan)
         num_rows, row_widths = [-1] * len(plan), [-1] * len(plan)
         for step_item in missing:

@@ -28,7 +28,7 @@ def check_options(
         raise TypeError(f"encode must be callable, got {type(encode).__name__}")
     if not isinstance(cache, EmbeddingCache):
         raise TypeError(f"cache must be an EmbeddingCache, got {type(cache).__name__}")
-    if feature_dtype not in (None, torch.bfloat16, torch.float16):
+    if not any(feature_dtype is allowed for allowed in (None, torch.bfloat16, torch.float16)):
         raise TypeError(f"feature_dtype must be bfloat16, float16 or None, got {feature_dtype}")
     if agree is not None and not callable(agree):
         raise TypeError(f"agree must be callable, got {type(agree).__name__}")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-import weakref
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from queue import SimpleQueue
-from typing import Any
+from collections.abc import Callable, Collection
+from concurrent.futures import CancelledError
+from functools import partial
 from weakref import WeakSet
 
-from vitcache.device.jobs import new_future
-from vitcache.device.locks import new_lock
+from vitcache.arguments import to_timeout
+from vitcache.device.jobs import Job
+from vitcache.device.worker_threads import NoThreadError, WorkerThreads
 from vitcache.handles import described, refuse_copies
 
 Work = Callable[["Prefetch"], None]
@@ -30,7 +29,8 @@ class Prefetch:
     Attributes
     ----------
     is_refused
-        Whether the pipeline had too many unfinished prefetches. A refused prefetch does nothing.
+        Whether the pipeline had too many unfinished prefetches, or the process could not start the worker. A
+        refused prefetch does nothing.
     is_cancelled
         Whether `cancel` was called.
 
@@ -49,7 +49,8 @@ class Prefetch:
     def __init__(self) -> None:
         self.is_refused = False
         self.is_cancelled = False
-        self._future: Future[None] | None = None
+        self._job: Job[None] | None = None
+        self._threads: Collection[threading.Thread] = ()  # those that run prefetches of this pipeline
 
     def cancel(self) -> None:
         """Stop the prefetch after the micro-batch that is being encoded. Does nothing if it is done already.
@@ -57,13 +58,13 @@ class Prefetch:
         Features that were already moved may stay on the device. `VisionPipeline.cancel` also frees these.
         """
         self.is_cancelled = True
-        if self._future is not None:
-            self._future.cancel()
+        if self._job is not None:
+            self._job.cancel()
 
     @property
     def done(self) -> bool:
         """Whether the prefetch was finished, cancelled before it began, or refused."""
-        return self._future is None or self._future.done()
+        return self._job is None or self._job.done()
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Block the host until the prefetch is done. Its work on the device may still be in flight.
@@ -72,15 +73,29 @@ class Prefetch:
         ------
         TimeoutError
             If the prefetch is not done within `timeout_s` seconds. None: no limit.
+        TypeError
+            If `timeout_s` is neither a number nor None, or is a bool.
+        ValueError
+            If `timeout_s` is negative, infinite or NaN.
+        RuntimeError
+            If a prefetch of the pipeline calls it, which would wait for itself; or if this process was forked
+            after the call of `prefetch`, and lacks the worker.
         """
-        if self._future is None:
+        timeout_s = to_timeout("timeout_s", timeout_s)
+        if self._job is None or self._job.cancelled():
             return
+        workers = [thread.ident for thread in tuple(self._threads)]
+        if threading.get_ident() in workers and not self._job.done():
+            raise RuntimeError(
+                "Prefetch.wait was called from inside VisionPipeline.prefetch, in the thread that runs all "
+                "prefetches of the pipeline: it would wait for itself"
+            )
         try:
-            self._future.result(timeout_s)
+            self._job.result(timeout_s)
         except CancelledError:
             return
         except TimeoutError:
-            raise TimeoutError(f"the prefetch was not done within {timeout_s} s") from None
+            raise TimeoutError(f"the prefetch was not done within {timeout_s:g} s") from None
 
     __reduce_ex__ = refuse_copies("it is the handle of one prefetch, and any thread may use it")
 
@@ -95,86 +110,74 @@ class Prefetch:
 class PrefetchWorker:
     """One worker thread and its queue. Any thread may call any method; only `close` waits for the worker.
 
-    The thread is a daemon: otherwise the interpreter would finish all queued work before it exits. At exit
-    the worker is stopped and joined.
+    At exit, queued work is cancelled, and the worker is stopped and joined. In a forked child the parent's
+    prefetches fail, and a new worker starts with the next prefetch.
     """
 
     def __init__(self) -> None:
-        # Tuples of a handle and its work. An object that is not a tuple ends the thread.
-        self._queue: SimpleQueue[Any] = SimpleQueue()
-        self._end = weakref.ref(self, self._queue.put)  # when this object is freed; see `WorkerThreads`
+        # A prefetch waits for key threads, so no key thread runs a prefetch.
+        self.workers = WorkerThreads("vitcache-prefetch", 1, helps=False)
         self._handles: set[Prefetch] = set()
-        self._thread: threading.Thread | None = None
-        self._lock = new_lock()
-        self._closed = False
+        _all.add(self)
 
     def submit(self, work: Work) -> Prefetch:
-        """Queue work for the worker, or refuse it if `MAX_UNFINISHED` prefetches are unfinished.
+        """Queue work for the worker.
 
-        Exceptions of the work are logged.
+        The work is refused if `MAX_UNFINISHED` prefetches are unfinished (a few more, if threads submit at
+        the same time), or the process cannot start the worker. Exceptions of the work are logged.
 
         Raises
         ------
         RuntimeError
             If the worker is closed.
         """
+        if self.workers.is_closed:
+            raise RuntimeError("the pipeline was closed")
         handle = Prefetch()
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the pipeline was closed")
-            self._handles = {known for known in self._handles if not known.done}
-            if len(self._handles) >= MAX_UNFINISHED:
-                handle.is_refused = True
-                return handle
-            if self._thread is None:
-                thread = threading.Thread(
-                    target=_run_worker, args=(self._queue, self._end), name="vitcache-prefetch", daemon=True
-                )
-                thread.start()
-                self._thread = thread
-                _started_workers.add(self)
-            handle._future = new_future()
-            self._handles.add(handle)
-            self._queue.put((handle, work))
+        for known in tuple(self._handles):
+            if known.done:
+                self._handles.discard(known)
+        if len(self._handles) >= MAX_UNFINISHED:
+            handle.is_refused = True
+            return handle
+        job = handle._job = Job(partial(_run, work, handle))
+        handle._threads = self.workers.threads
+        self._handles.add(handle)
+        try:
+            self.workers.queue(job)
+        except NoThreadError as error:
+            handle.is_refused = True
+            logger.warning("a prefetch was refused: %s", error)
         return handle
 
     def close(self) -> None:
-        """Cancel all prefetches, and wait for the running one. A second call does nothing."""
-        with self._lock:
-            self._closed = True
+        """Cancel all prefetches, and wait for the running one. A second call does nothing.
+
+        In a prefetch, and in a callable feature on a key thread, it does not wait.
+        """
         self.stop()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        self.workers.close()
 
     def stop(self) -> None:
         """Cancel all prefetches and end the thread. Takes no lock and never waits, for finalizers."""
-        self._closed = True
+        self.workers.is_closed = True
         for handle in tuple(self._handles):
             handle.cancel()
-        self._queue.put(None)
+        self.workers.stop()
 
 
-_started_workers: WeakSet[PrefetchWorker] = WeakSet()
+_all: WeakSet[PrefetchWorker] = WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    for worker in tuple(_started_workers):
+    for worker in tuple(_all):
         worker.close()
 
 
-def _run_worker(queue: SimpleQueue[Any], end: weakref.ref[PrefetchWorker]) -> None:
-    while isinstance(task := queue.get(), tuple):
-        handle, work = task
-        future = handle._future
-        if future is not None and future.set_running_or_notify_cancel():
-            try:
-                work(handle)
-            except BaseException:  # a feature's callable may raise SystemExit; the thread must survive
-                # The step that needs the items repeats the work, and reports their errors.
-                logger.warning("a prefetch failed", exc_info=True)
-            finally:
-                future.set_result(None)
-        # Free the features of this prefetch now: `queue.get` may block for long.
-        del task, handle, work, future
+def _run(work: Work, handle: Prefetch) -> None:
+    try:
+        work(handle)
+    except BaseException:  # a feature's callable may raise SystemExit; the thread must survive
+        # The step that needs the items repeats the work, and reports their errors.
+        logger.warning("a prefetch failed", exc_info=True)

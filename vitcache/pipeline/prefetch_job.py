@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from vitcache.pipeline.feature_mover import MovedFeature
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.kept_rows import KeptRows
 from vitcache.pipeline.lookup import claim_all
-from vitcache.pipeline.prefetch import Prefetch
+from vitcache.pipeline.prefetch import Prefetch, logger
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import Requests, State, StepItem, cancel_stored, wait_until_read
 from vitcache.pipeline.step_keys import find_keys, fold_given_keys
@@ -74,8 +75,9 @@ class PrefetchJob:
                     self._runner.start(batch)
                     self._runner.start_ahead(following)
                     self._encode(batch, plan, requests)
-                elif self._runner.moves_features:
-                    self._move_features(batch, handle)
+                elif self._runner.moves_features and not self._move_features(batch, handle):
+                    logger.info("a prefetch has moved as many bytes of features as all prefetches may keep")
+                    break
 
     def _find_missing(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
         """Return the items that are neither cached nor kept, and whose keys could be computed."""
@@ -94,10 +96,17 @@ class PrefetchJob:
             return False
         return step_item.key not in self._cache
 
-    def _move_features(self, batch: list[StepItem], handle: Prefetch) -> None:
-        """Move features to the device, and store them until a step takes them or the handle is cancelled."""
+    def _move_features(self, batch: list[StepItem], handle: Prefetch) -> bool:
+        """Move features to the device, and store them until a step takes them or the handle is cancelled.
+
+        Older features of other prefetches make room for them. False: those of `handle` alone are too many.
+        """
+        has_room = True
         for step_item in batch:
-            if step_item.identity not in self._prefetched and self._prefetched.has_free_bytes:
+            if step_item.identity not in self._prefetched:
+                has_room = self._prefetched.make_room(handle)
+                if not has_room:
+                    break
                 self._runner.start([step_item])
                 if isinstance(step_item.moved, MovedFeature):
                     self._prefetched.add(step_item.identity, step_item.moved, handle)
@@ -106,6 +115,7 @@ class PrefetchJob:
         wait_until_read(batch)
         if handle.is_cancelled:
             self._prefetched.drop(handle)
+        return has_room
 
     def _encode(self, batch: list[StepItem], plan: StepPlan, requests: Requests) -> None:
         """Encode the items of a micro-batch that no other caller encodes, and insert or keep their rows."""
@@ -118,9 +128,8 @@ class PrefetchJob:
                 for step_item in batch
                 if step_item.claim is not None and step_item.claim.is_mine and self._must_encode(step_item)
             ]
-            with self._runner.exclusive():
-                self._runner.run(missing)
-                self._runner.store_fresh(missing)
+            if missing:
+                self._runner.exclusive("VisionPipeline.prefetch", partial(self._run_and_store, missing))
             # Before the insert: a caller that finds the rows may change the features.
             wait_until_read(missing)
             for step_item in missing:
@@ -128,3 +137,7 @@ class PrefetchJob:
                     step_item.rows.commit()
             rejected = [(item, item.rows) for item in missing if isinstance(item.rows, Tensor)]
             self._kept.keep(rejected, plan, requests, self._namespace, is_placed=False)
+
+    def _run_and_store(self, missing: list[StepItem]) -> None:
+        self._runner.run(missing)
+        self._runner.store_fresh(missing)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from vitcache._native import StepPlan
-from vitcache.device.locks import new_lock
 from vitcache.pipeline import step_item
 from vitcache.pipeline.feature_mover import MovedFeature
 
@@ -14,12 +13,15 @@ MAX_BYTES = 256 << 20
 
 
 class PrefetchedFeatures:
-    """Moved features by item, up to about `max_bytes` bytes. Any thread may call any method."""
+    """Moved features by item, up to about `max_bytes` bytes. Any thread may call any method.
+
+    No method takes a lock, and each change is one operation of a dict: a signal handler may call `drop` or
+    `clear` while its thread is in another method.
+    """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._features: dict[Identity, tuple[MovedFeature, object]] = {}
-        self._free_bytes = max_bytes
-        self._lock = new_lock()
+        self._max_bytes = max_bytes
 
     def __len__(self) -> int:
         """Return the number of features."""
@@ -29,26 +31,36 @@ class PrefetchedFeatures:
         return item in self._features
 
     @property
-    def has_free_bytes(self) -> bool:
-        """Whether one more feature may be added. The last feature may exceed the limit."""
-        return self._free_bytes > 0
+    def num_bytes(self) -> int:
+        """Bytes of all features."""
+        return sum(moved.tensor.nbytes for moved, _ in list(self._features.values()))
+
+    def make_room(self, owner: object) -> bool:
+        """Remove the oldest features of other owners until one more may be added.
+
+        The last feature may exceed the limit. A feature whose step began before it was added is never taken.
+
+        Returns
+        -------
+        bool
+            False if the features of `owner` alone reach the limit.
+        """
+        while self.num_bytes >= self._max_bytes:
+            features = list(self._features.items())
+            oldest = [item for item, (_, feature_owner) in features if feature_owner is not owner][:1]
+            if not oldest:
+                return False
+            self.take(oldest[0])
+        return True
 
     def add(self, item: Identity, moved: MovedFeature, owner: object) -> None:
         """Store an item's feature until a step takes it or `owner` drops it. Ignores a second feature."""
-        with self._lock:
-            if item not in self._features:
-                self._features[item] = moved, owner
-                self._free_bytes -= moved.tensor.nbytes
+        self._features.setdefault(item, (moved, owner))
 
     def take(self, item: Identity) -> MovedFeature | None:
         """Remove and return an item's feature, or return None."""
-        if item not in self._features:
-            return None
-        with self._lock:
-            moved, _ = self._features.pop(item, (None, None))
-            if moved is not None:
-                self._free_bytes += moved.tensor.nbytes
-            return moved
+        moved, _ = self._features.pop(item, (None, None))
+        return moved
 
     def find_in(self, plan: StepPlan) -> list[int]:
         """Return the numbers of the plan's items whose features are here."""
@@ -67,5 +79,4 @@ class PrefetchedFeatures:
 
     def clear(self) -> None:
         """Remove all features."""
-        for item in list(self._features):
-            self.take(item)
+        self._features.clear()

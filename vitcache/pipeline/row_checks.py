@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitcache.placement.call_checks import is_traced
-from vitcache.rows import DTYPE_NAMES, can_be_stored
+from vitcache.rows import DTYPE_NAMES, can_be_stored, check_extent
 
 
 def as_plain_tensor(rows: Any, expected: str) -> Tensor:
@@ -36,12 +36,11 @@ def as_plain_tensor(rows: Any, expected: str) -> Tensor:
         return Tensor.as_subclass(Tensor.detach(rows), Tensor)
 
 
-def check_layout(rows: Tensor, expected: str) -> None:
+def check_storable(rows: Tensor, expected: str) -> None:
     """Raise TypeError unless a plain tensor is dense and of a supported dtype, on the CPU or CUDA."""
-    if rows.is_nested:
-        raise TypeError(f"{expected} a dense tensor of {DTYPE_NAMES}, got a nested tensor")
     if not can_be_stored(rows):
-        given = f"a {rows.layout} tensor of {rows.dtype} on {rows.device}"
+        kind = "nested" if rows.is_nested else rows.layout
+        given = f"a {kind} tensor of {rows.dtype} on {rows.device}"
         raise TypeError(f"{expected} a dense tensor of {DTYPE_NAMES} on the CPU or CUDA, got {given}")
 
 
@@ -53,27 +52,32 @@ def check_encoded_rows(rows: Any, width: int, device: torch.device) -> Tensor:
     TypeError
         If `rows` is not a dense tensor of a supported dtype.
     ValueError
-        If `rows` is on another device, or is not of shape ``(n, width)``.
+        If `rows` is on another device, is not of shape ``(n, width)``, or has elements outside of its
+        storage.
     """
-    rows = as_plain_tensor(rows, "encode must return a tensor per item")
-    if rows.device != device:
-        raise ValueError(f"encode must return rows on {device}, got rows on {rows.device}")
-    check_layout(rows, "encode must return")
-    if rows.dim() != 2 or rows.shape[1] != width:
-        raise ValueError(f"encode must return shape (num_rows, {width}), got {tuple(rows.shape)}")
-    return rows
+    plain = as_plain_tensor(rows, "encode must return a tensor per item")
+    if plain.device != device:
+        raise ValueError(f"encode must return rows on {device}, got rows on {plain.device}")
+    check_storable(plain, "encode must return")
+    if plain.dim() != 2 or plain.shape[1] != width:
+        raise ValueError(f"encode must return shape (num_rows, {width}), got {tuple(plain.shape)}")
+    check_extent("a result of encode", plain)
+    return plain
 
 
-def check_precomputed_rows(rows: Any, width: int) -> Tensor:
-    """Return the precomputed rows of an item as a plain tensor ``(n, width)``, on any device.
+def check_precomputed_rows(rows: Any, num_rows: int, width: int) -> Tensor:
+    """Return the precomputed rows of an item as a plain tensor ``(num_rows, width)``, on any device.
 
     Raises
     ------
     TypeError, ValueError
         As `check_encoded_rows`.
     """
-    rows = as_plain_tensor(rows, "rows must be a tensor")
-    check_layout(rows, "rows must be")
-    if rows.dim() != 2 or rows.shape[1] != width:
-        raise ValueError(f"rows must have the cache's row_width, which is {width}, got {tuple(rows.shape)}")
-    return rows
+    plain = as_plain_tensor(rows, "rows must be a tensor")
+    check_storable(plain, "rows must be")
+    if plain.dim() != 2 or len(plain) != num_rows:  # an in-place `resize_` after the item was made
+        raise ValueError(f"rows must have shape ({num_rows}, {width}), got {tuple(plain.shape)}")
+    if plain.shape[1] != width:
+        raise ValueError(f"rows must have the cache's row_width, which is {width}, got {plain.shape[1]}")
+    check_extent("rows", plain)
+    return plain

@@ -168,7 +168,7 @@ def _reserve_or_reject(
 def _take_precomputed(step_item: StepItem, rows: Tensor, cache: EmbeddingCache, mover: FeatureMover) -> None:
     """Check an item's precomputed rows, and move them to the cache's device."""
     try:
-        rows = check_precomputed_rows(rows, step_item.row_width)
+        rows = check_precomputed_rows(rows, step_item.num_rows, step_item.row_width)
         if rows.device == cache.device:
             step_item.set(State.GIVEN, rows)
             return

@@ -9,7 +9,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from vitcache._native import StepPlan
+from vitcache._native import StepPlan, waits_for_jobs
 from vitcache.keys.folding import fold_keys
 from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.pipeline.items import Item
@@ -61,7 +61,8 @@ def find_keys(
     Features are loaded and hashed on `threads`, in parallel and in the order in which the step needs them:
     by chunk, then by first token. The host waits for the keys. The items and the arrays of their requests
     store the keys. An exception becomes the item's error. If the step is interrupted, the items that no
-    thread has started are neither loaded nor hashed.
+    thread has started are neither loaded nor hashed. If `threads` is closed by another thread, raises
+    RuntimeError.
 
     Parameters
     ----------
@@ -95,6 +96,8 @@ def find_keys(
         while step_item_of:
             future = _next_done(done, step_item_of)
             step_item = step_item_of.pop(future)
+            if future.cancelled():  # by `close`, in another thread
+                raise RuntimeError("the pipeline was closed")
             try:
                 key = future.result().key
             except Exception as error:
@@ -124,7 +127,8 @@ def _next_done(
     """
     while True:
         try:
-            future = done.get(timeout=_CHECK_SECONDS)
+            with waits_for_jobs():
+                future = done.get(timeout=_CHECK_SECONDS)
             if future in unread:
                 return future
         except Empty:

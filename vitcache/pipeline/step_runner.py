@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import NoReturn, Protocol
 
@@ -38,6 +38,7 @@ from vitcache.pipeline.step_item import Requests, StepItem, cancel_stored, wait_
 from vitcache.pipeline.step_keys import find_keys, fold_given_keys
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
+from vitcache.placement.scatter_call import ScatterCall
 
 
 class StepCall(Protocol):
@@ -171,39 +172,68 @@ class StepRunner:
             cleanup.callback(wait_until_read, moved)
             cleanup.callback(wait_until_read, step_items.values())
             self._kept.serve(plan, requests, step_items.values())
+            name = _name_of(call)
             if self._agree is None:
-                missing = claim_missing(cache, plan, leases, step_items, cleanup)
+                missing = claim_missing(cache, plan, leases, step_items, cleanup, name)
             else:
                 missing = agree_on_missing(self._agree, plan, requests, leases, step_items)
                 claim_all(cache, missing, cleanup)
-            if missing:
-                cleanup.enter_context(self._runner.exclusive())
-                with self._on_stream():
-                    self._runner.run(missing)
-            sources = collect_sources(plan, step_items.values(), leases, cache, self._mover, cleanup)
-            store = sources.store()
-            placement = plan.make_placement()
-            rest = leases.add_sources(placement, call.destination.native)
-            with torch.no_grad():
-                placed = Placement.from_native(call.destination, placement, sources, rest, store)
-                inputs_embeds = call.run_placed(placed, store)
-            chosen: list[tuple[StepItem, bytes, Tensor]] = []
-            if self.shadow is not None:
-                chosen = self.shadow.choose(hits(plan, requests, leases, step_items))
-            # Before the insert: a caller that finds the rows may change the features.
-            wait_until_read(step_items.values())
-            rejected = sources.commit(cache)
-            if rejected:
-                self._kept.keep(rejected, plan, requests, self._namespace)
-            if self._kept.requests:
-                self._kept.finish(plan, requests)
-            if self.shadow is not None and chosen:
-                # After the insert: `commit` may read rows in memory that this encode overwrites.
-                with nullcontext() if missing else self._runner.exclusive(), self._on_stream():
-                    for step_item, key, rows in chosen:
-                        cleanup.callback(wait_until_read, [step_item])
-                        self.shadow.check(key, rows, partial(self._runner.encode_once_more, step_item))
+            place = partial(self._place, call, requests, plan, leases, step_items, missing, cleanup)
+            inputs_embeds = self._runner.exclusive(name, place) if missing else place()
         return EmbedResult(inputs_embeds, list_errors(step_items.values(), plan))
+
+    def _place(
+        self,
+        call: StepCall,
+        requests: Requests,
+        plan: StepPlan,
+        leases: PlanLeases,
+        step_items: dict[int, StepItem],
+        missing: list[StepItem],
+        cleanup: ExitStack,
+    ) -> Tensor:
+        """Encode the missing items, place all rows, and insert the new ones.
+
+        With missing items, this thread owns the encoder: `run_placed` and `commit` may read its memory.
+        """
+        cache = self._cache
+        if missing:
+            with self._on_stream():
+                self._runner.run(missing)
+        sources = collect_sources(plan, step_items.values(), leases, cache, self._mover, cleanup)
+        store = sources.store()
+        placement = plan.make_placement()
+        rest = leases.add_sources(placement, call.destination.native)
+        with torch.no_grad():
+            placed = Placement.from_native(call.destination, placement, sources, rest, store)
+            inputs_embeds = call.run_placed(placed, store)
+        chosen: list[tuple[StepItem, bytes, Tensor]] = []
+        if self.shadow is not None:
+            chosen = self.shadow.choose(hits(plan, requests, leases, step_items))
+        # Before the insert: a caller that finds the rows may change the features.
+        wait_until_read(step_items.values())
+        rejected = sources.commit(cache)
+        if rejected:
+            self._kept.keep(rejected, plan, requests, self._namespace)
+        if self._kept.requests:
+            self._kept.finish(plan, requests)
+        if self.shadow is not None and chosen:
+            # After the insert: `commit` may read rows in memory that this encode overwrites.
+            check = partial(self._check_hits, self.shadow, chosen, cleanup)
+            if missing:
+                check()
+            else:
+                self._runner.exclusive(_name_of(call), check)
+        return inputs_embeds
+
+    def _check_hits(
+        self, shadow: Shadow, chosen: list[tuple[StepItem, bytes, Tensor]], cleanup: ExitStack
+    ) -> None:
+        """Encode the chosen hits once more, and compare their rows."""
+        with self._on_stream():
+            for step_item, key, rows in chosen:
+                cleanup.callback(wait_until_read, [step_item])
+                shadow.check(key, rows, partial(self._runner.encode_once_more, step_item))
 
     def _find_keys(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
         """Find the keys of a step; features start to move as soon as their keys are known."""
@@ -218,11 +248,18 @@ class StepRunner:
             return
         current = torch.cuda.current_stream(self._cache.device)
         self._stream.wait_stream(current)
+        self._runner.uses.append(self._stream)
         try:
             with torch.cuda.stream(self._stream):
                 yield
         finally:
             current.wait_stream(self._stream)
+            self._runner.uses.remove(self._stream)  # an interrupt before this line leaves it
+
+
+def _name_of(call: StepCall) -> str:
+    """Return the public call of a step, for messages."""
+    return f"VisionPipeline.{'place' if isinstance(call, ScatterCall) else 'embed'}"
 
 
 def _refuse_packed(destination: Destination, placement: NativePlacement) -> NoReturn:

@@ -12,9 +12,10 @@ from torch.nn import Parameter
 
 from vitcache import _native
 from vitcache.placement.levels import level_arguments, read_levels
-from vitcache.rows import KINDS, check_dtype
+from vitcache.rows import KINDS, check_dtype, check_extent
 
 tensor_reader = _native.TensorReader(Tensor, Parameter)
+memory_check = _native.MemoryCheck(tensor_reader, torch._C.DisableTorchFunctionSubclass, check_extent)
 ANY_NUM_TOKENS = 1 << 62
 
 
@@ -141,7 +142,7 @@ class Destination:
             self._refuse_shared_planes(name, label)
 
     def _describe(self) -> _native.Destination:
-        planes = [(plane.data_ptr(), plane.stride(0) * plane.element_size()) for plane in self.planes]
+        planes = [(plane.data_ptr(), row_stride(plane)) for plane in self.planes]
         return _native.Destination(
             planes,
             self.num_tokens,
@@ -174,6 +175,8 @@ class Destination:
 
 def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
     """A view of `tensor` with `dimensions` dimensions. The dimension before the last counts all tokens."""
+    if not tensor.is_meta:
+        check_extent(name, tensor)
     # `x.conj().imag` is an example: torch would read the written values with the sign flipped.
     if tensor.is_neg():
         raise ValueError(f"{name} has torch's negative bit set: write to its resolve_neg()")
@@ -220,6 +223,12 @@ def _share_rows(plane: Tensor, other: Tensor) -> bool:
         return True
     pitch, row_bytes = (count * plane.element_size() for count in (strides.pop(), plane.shape[1]))
     return not row_bytes <= (first - begin) % pitch <= pitch - row_bytes
+
+
+def row_stride(tensor: Tensor) -> int:
+    """Bytes from a row of ``(T, H)`` to the next row. The stride of a single row may be any number."""
+    elements = tensor.stride(0) if tensor.shape[0] > 1 else tensor.shape[1]
+    return elements * tensor.element_size()
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:

@@ -8,10 +8,10 @@ from torch import Tensor
 from vitcache import _native
 from vitcache.device.streams import is_capturing
 from vitcache.placement import reference
-from vitcache.placement.destination import Destination
+from vitcache.placement.destination import Destination, memory_check, row_stride
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_table import PlacementTable
-from vitcache.rows import KINDS
+from vitcache.rows import KINDS, check_extent
 
 
 def uses_kernels(device: torch.device) -> bool:
@@ -29,7 +29,8 @@ def refuse_capture(device: torch.device) -> None:
 
 
 def flatten_ids(input_ids: Tensor) -> Tensor:
-    """Return the ids of all tokens as a contiguous tensor ``(T,)``."""
+    """Return the ids of all tokens as a contiguous tensor ``(T,)``. Raises as `check_extent`."""
+    check_extent("input_ids", input_ids)
     return input_ids.reshape(-1).contiguous()  # the flattened view may be strided
 
 
@@ -39,31 +40,43 @@ def describe_text(ids: Tensor, weight: Tensor) -> _native.TextTokens:
         ids.data_ptr(),
         ids.element_size(),
         weight.data_ptr(),
-        weight.stride(0) * weight.element_size(),
+        row_stride(weight),
         weight.shape[0],
         KINDS[weight.dtype],
     )
 
 
 def scatter(destination: Destination, placement: Placement, scale: float | None) -> None:
-    """Run one checked scatter on the destination's device."""
+    """Run one checked scatter on the destination's device. Raises as `Placement.check_memory`."""
     if uses_kernels(destination.device):
         from vitcache.placement import gpu_kernels
 
         placement.use()
+        placement.check_memory(destination)
         gpu_kernels.scatter_rows(destination, placement, scale)
         return
     if placement.stored:
+        placement.check_memory(destination)
         placement.write_stores()
-    if scale is not None or not placement.native.scatter(destination.native, torch.get_num_threads()):
-        reference.scatter_embeddings(
-            destination.rows,
-            destination.planes[1:],
-            placement.segments(),
-            placement.runs(),
-            scale,
-            is_packed=destination.num_packed is not None,
-        )
+    if scale is not None:
+        placement.check_memory(destination)
+    elif placement.native.scatter(
+        memory_check,
+        destination.native,
+        destination.planes,
+        placement.added_items if placement.added else placement.items,
+        placement.added,
+        torch.get_num_threads(),
+    ):
+        return
+    reference.scatter_embeddings(
+        destination.rows,
+        destination.planes[1:],
+        placement.segments(),
+        placement.runs(),
+        scale,
+        is_packed=destination.num_packed is not None,
+    )
 
 
 def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
@@ -72,6 +85,7 @@ def scatter_table(destination: Destination, table: PlacementTable, scale: float 
     if uses_kernels(destination.device):
         from vitcache.placement import gpu_kernels
 
+        placement.check_memory(destination)
         gpu_kernels.scatter_table(destination, table, scale)
         table.record_reader()
     else:
@@ -91,7 +105,11 @@ def embed_table(
     if uses_kernels(destination.device):
         from vitcache.placement import gpu_kernels
 
-        gpu_kernels.embed_table(destination, flatten_ids(input_ids), weight, table, tokens, scale, text_scale)
+        ids = flatten_ids(input_ids)
+        placement.check_memory(destination)
+        text = describe_text(ids, weight)
+        _native.check_text_memory(memory_check, destination.native, text, ids, weight)
+        gpu_kernels.embed_table(destination, ids, weight, table, tokens, scale, text_scale)
         table.record_reader()
     else:
         embed(destination, input_ids, weight, placement, scale, text_scale)
@@ -106,7 +124,6 @@ def embed(
     text_scale: float | None,
     *,
     text: _native.TextTokens | None = None,
-    is_text_checked: bool = False,
 ) -> None:
     """Run one checked build of ``inputs_embeds`` on the destination's device.
 
@@ -115,31 +132,48 @@ def embed(
     Raises
     ------
     IndexError
-        If, on the CPU, the weight has no row for the id of a text token. `is_text_checked` skips this check.
+        If, on the CPU, the weight has no row for the id of a text token.
+    ValueError, TypeError, RuntimeError
+        As `Placement.check_memory`, also for `input_ids` and `weight`.
     """
     ids = flatten_ids(input_ids) if text is None else input_ids
+    if text is None:
+        text = describe_text(ids, weight)
     if uses_kernels(destination.device):
         from vitcache.placement import gpu_kernels
 
         placement.use()
+        placement.check_memory(destination)
+        _native.check_text_memory(memory_check, destination.native, text, ids, weight)
         gpu_kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
         return
-    if text is None:
-        text = describe_text(ids, weight)
-    if not is_text_checked:
-        placement.native.check_text_ids(text, destination.num_tokens)
+    is_copy = scale is None and text_scale is None
+    if placement.stored or not is_copy:
+        placement.check_memory(destination)
+        _native.check_text_memory(memory_check, destination.native, text, ids, weight)
+        placement.native.check_text_ids(memory_check, text, destination.num_tokens, ids)
     if placement.stored:
         placement.write_stores()
-    is_copy = scale is None and text_scale is None
-    if not is_copy or not placement.native.embed(destination.native, text, torch.get_num_threads()):
-        reference.embed_tokens(
-            destination.rows,
-            destination.planes[1:],
-            ids.reshape(-1),
-            weight,
-            placement.segments(),
-            placement.runs(),
-            scale,
-            text_scale,
-            is_packed=destination.num_packed is not None,
-        )
+    if is_copy and placement.native.embed(
+        memory_check,
+        destination.native,
+        destination.planes,
+        placement.added_items if placement.added else placement.items,
+        placement.added,
+        text,
+        ids,
+        weight,
+        torch.get_num_threads(),
+    ):
+        return
+    reference.embed_tokens(
+        destination.rows,
+        destination.planes[1:],
+        ids.reshape(-1),
+        weight,
+        placement.segments(),
+        placement.runs(),
+        scale,
+        text_scale,
+        is_packed=destination.num_packed is not None,
+    )

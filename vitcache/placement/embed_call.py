@@ -21,12 +21,13 @@ from vitcache.placement.call_checks import (
     refuse_out,
     refuse_store,
 )
-from vitcache.placement.destination import Destination, tensor_reader
+from vitcache.placement.destination import Destination, memory_check, tensor_reader
 from vitcache.placement.levels import index_levels
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_call import PlacementCall
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
+from vitcache.rows import check_extent
 from vitcache.tracing import traced
 
 
@@ -65,6 +66,8 @@ class EmbedCall(PlacementCall):
         self._text = tensor_reader.read_text(input_ids, weight)
         if self._text is None:  # the arguments are wrong or unusual
             check_embedding(input_ids, weight)
+            check_extent("input_ids", input_ids)
+            check_extent("weight", weight)
         self._scale = None if scale is None else check_scale("scale", scale)
         self._text_scale = None if text_scale is None else check_scale("text_scale", text_scale)
         self._has_out, self._are_spans_checked = out is not None, False
@@ -101,9 +104,9 @@ class EmbedCall(PlacementCall):
                 spans = native
             ids, text = self._input_ids, self._text
             if text is None:
-                ids = dispatch.flatten_ids(ids)
+                ids = dispatch.flatten_ids(ids)  # its copy, if it is not contiguous
                 text = dispatch.describe_text(ids, self._weight)
-            spans.check_text_ids(text, self.destination.num_tokens)
+            spans.check_text_ids(memory_check, text, self.destination.num_tokens, ids)
         self._are_spans_checked = True
 
     @traced("place")
@@ -141,7 +144,6 @@ class EmbedCall(PlacementCall):
             self._scale,
             self._text_scale,
             text=text,
-            is_text_checked=self._are_spans_checked,
         )
         if self._has_out or self._levels:  # no backward needs the values of newly allocated memory
             bump_versions(out, *self._levels)

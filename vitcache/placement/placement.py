@@ -12,11 +12,11 @@ from torch import Tensor
 from vitcache import _native
 from vitcache.pages.lease import Lease, use_all
 from vitcache.pages.reservation import Reservation
-from vitcache.placement.destination import Destination, tensor_reader
+from vitcache.placement.destination import Destination, memory_check, row_stride, tensor_reader
 from vitcache.placement.reference import Run
 from vitcache.placement.runs import check_lists, span_array
 from vitcache.placement.spans import Span
-from vitcache.rows import DTYPES, KINDS, check_dtype
+from vitcache.rows import DTYPES, KINDS, check_dtype, check_extent
 
 _reader = _native.ItemReader(Lease, tensor_reader)
 
@@ -25,7 +25,8 @@ class Placement:
     """The rows of one call and their tokens, checked against a destination.
 
     `items` are tensors ``(n, W)``, leases, or written reservations. `native` contains their addresses and is
-    valid while they live. `stored` maps an item to the reservation that stores its rows.
+    valid while they live. `stored` maps an item to the reservation that stores its rows. `added` has the
+    numbers of the items whose sources Python added; None: all items.
 
     If `accepts_narrow`, an item may have rows of width ``H`` in a destination of width ``H * (1 + L)``. Its
     tokens get zeros in all deepstack levels. Its reservation in `store` must have rows of width ``H``, too.
@@ -33,10 +34,10 @@ class Placement:
     If the caller has called `find_overlap` for these spans, `is_overlap_checked` skips the same check.
     """
 
-    __slots__ = ("_added", "items", "native", "stored")
+    __slots__ = ("added", "items", "native", "stored")
 
     items: MutableSequence[Any]
-    _added: Sequence[int] | None  # None: Python added the sources of all items
+    added: Sequence[int] | None
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Placement:
         is_overlap_checked: bool = False,
         accepts_narrow: bool = False,
     ) -> None:
-        self.native, self._added = _native.Placement(accepts_narrow), None
+        self.native, self.added = _native.Placement(accepts_narrow), None
         if isinstance(embeddings, Tensor):
             self._add_items(destination, [embeddings])
             self.native.add_runs(span_array(spans, 3))
@@ -93,7 +94,7 @@ class Placement:
         if accepts_narrow:
             native.accept_narrow()
         self = object.__new__(cls)
-        self.native, self.items, self._added = native, items, missing
+        self.native, self.items, self.added = native, items, missing
         for item in missing:
             if not _reader.set(native, item, items[item], destination.native):
                 items[item] = self._add_item(destination, item, items[item])
@@ -105,7 +106,7 @@ class Placement:
     def from_runs(cls, destination: Destination, embeddings: Sequence[Tensor], runs: Tensor) -> Placement:
         """Make a placement of tensors from int64 runs ``(n, 4)`` of item, start, length and source_start."""
         self = object.__new__(cls)
-        self.native, self._added, self.stored = _native.Placement(), None, {}
+        self.native, self.added, self.stored = _native.Placement(), None, {}
         self._add_items(destination, list(embeddings))
         self.native.add_runs(span_array(runs, 4))
         self.native.check(destination.native, False)
@@ -114,7 +115,7 @@ class Placement:
     @property
     def added_items(self) -> Sequence[Any]:
         """The items whose sources Python added: all items, or the items missing in `from_native`."""
-        return self.items if self._added is None else [self.items[item] for item in self._added]
+        return self.items if self.added is None else [self.items[item] for item in self.added]
 
     @property
     def store_dtype(self) -> torch.dtype | None:
@@ -142,6 +143,22 @@ class Placement:
         self.use_leases()
         for reservation in self.stored.values():
             reservation.use()
+
+    def check_memory(self, destination: Destination) -> None:
+        """Check, before memory is read or written, that all addresses are still inside of their storages.
+
+        Python code that ran since the addresses were read may have resized a storage.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If rows of an item or of the destination are not inside of a storage with memory.
+        RuntimeError
+            If a lease was released.
+        """
+        _native.check_memory(
+            memory_check, self.native, destination.native, destination.planes, self.added_items, self.added
+        )
 
     def check_leases(self) -> None:
         """Raise RuntimeError if a lease was released."""
@@ -259,13 +276,13 @@ class Placement:
         if not isinstance(rows, Tensor):
             kind = type(rows).__name__
             raise TypeError(f"item {item} must be a tensor, a Lease or a Reservation, got {kind}")
-        check_dtype(f"item {item}", rows)
+        name = f"item {item}"
+        check_dtype(name, rows)
         if rows.dim() != 2:
-            raise ValueError(
-                f"item {item} has shape {tuple(rows.shape)}, it must be (rows, {destination.width})"
-            )
+            raise ValueError(f"{name} has shape {tuple(rows.shape)}, it must be (rows, {destination.width})")
         narrow = self._is_narrow(item, rows.shape[1], destination)
         _check_device(item, rows, destination)
+        check_extent(name, rows)
         packed = rows.resolve_neg()
         if packed.stride(1) != 1:
             packed = packed.contiguous()
@@ -274,7 +291,7 @@ class Placement:
         self.native.set_source(
             item,
             packed.data_ptr(),
-            packed.stride(0) * packed.element_size(),
+            row_stride(packed),
             packed.shape[0],
             KINDS[packed.dtype],
             packed.device != destination.device,

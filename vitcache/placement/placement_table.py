@@ -124,7 +124,8 @@ class PlacementTable:
             check_lists(embeddings, spans)
         items = [embeddings] if isinstance(embeddings, Tensor) else embeddings
         width = self._width or (_width_of(items[0]) if items else 0)
-        placement = Placement(Destination.unbound(width, self.device, self._num_tokens), embeddings, spans)
+        destination = Destination.unbound(width, self.device, self._num_tokens)
+        placement = Placement(destination, embeddings, spans)
         if any(isinstance(item, Reservation) for item in placement.items):
             raise TypeError(
                 "a PlacementTable cannot contain a Reservation: commit it, and pass a lease of its rows"
@@ -143,6 +144,7 @@ class PlacementTable:
         if width * self.dtype.itemsize % 16 == 0 and not placement.native.aligned(kind):
             raise ValueError("rows in a table must begin at multiples of 16 bytes")
         placement.use_leases()
+        placement.check_memory(destination)
         if self._num_embedded:
             placement.native.write_token_table(kind, self._tokens.data_ptr(), self._num_embedded)
         self.rows.zero_()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitcache.placement.reference import Run
 from vitcache.placement.spans import Span
+from vitcache.rows import check_extent, check_layout
 
 
 def check_lists(embeddings: Any, spans: Any) -> None:
@@ -54,11 +55,14 @@ def span_array(spans: Any, columns: int) -> np.ndarray:
     if isinstance(spans, Tensor):
         if spans.device.type != "cpu":
             raise ValueError(f"spans are on {spans.device}, they must be in host memory")
+        check_layout("spans", spans)
+        check_extent("spans", spans)
         spans = spans.numpy(force=True)
     if not isinstance(spans, np.ndarray):
         raise TypeError(
             f"spans of one packed tensor must be an int64 array (n, {columns}), not {type(spans).__name__}"
         )
+    spans = np.asarray(spans)  # a subclass may have a `dtype` of its own
     if spans.dtype != np.int64:
         raise TypeError(f"spans must be int64, they are {spans.dtype}")
     if spans.ndim != 2 or spans.shape[1] != columns:

@@ -7,9 +7,12 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from vitcache.arguments import to_int
+from vitcache.placement.token_arrays import to_array
+
+# The largest token that a step can place: sums of two such numbers have less than 64 bits.
+LARGEST_TOKEN = 1 << 60
 
 
 class _SpanFields(NamedTuple):
@@ -129,9 +132,11 @@ def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> li
     Raises
     ------
     ValueError
-        If `is_embed` does not have `length` entries, or `offset` or `length` is negative.
+        If `is_embed` does not have `length` entries; if `offset` or `length` is negative; if the last token
+        of the placeholder is larger than 2**60; if `is_embed` is a tensor whose storage was freed.
     TypeError
-        If `is_embed` is not boolean, or `offset` or `length` is not an integer or is a bool.
+        If `is_embed` is not boolean, or not a list, array or tensor; if `offset` or `length` is not an
+        integer, or is a bool.
 
     Examples
     --------
@@ -140,9 +145,11 @@ def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> li
     [Span(start=10, length=2, source_start=0), Span(start=13, length=1, source_start=2)]
     """
     whole = Span(to_int("offset", offset, 0), to_int("length", length, 0))
+    if whole.stop > LARGEST_TOKEN:
+        raise ValueError(f"offset {whole.start} + length {whole.length} is beyond {LARGEST_TOKEN} tokens")
     if is_embed is None:
         return [whole]
-    mask = _to_array(is_embed)
+    mask = to_array("is_embed", is_embed)
     if mask.size == 0:
         mask = mask.astype(bool)
     if mask.dtype != bool:
@@ -174,10 +181,11 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
     Raises
     ------
     ValueError
-        If the number of placeholder tokens is not ``sum(num_rows)``, or an entry of `num_rows` is negative.
+        If the number of placeholder tokens is not ``sum(num_rows)``; if an entry of `num_rows` is negative;
+        if an id has more than 64 bits; if `input_ids` is a tensor whose storage was freed.
     TypeError
-        If `input_ids` are not integers, or `token_id` or an entry of `num_rows` is not an integer or is a
-        bool.
+        If `input_ids` is not a list, array or tensor of integers; if `num_rows` is not a sequence; if
+        `token_id` or an entry of `num_rows` is not an integer, or is a bool.
 
     Examples
     --------
@@ -189,11 +197,19 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
     ([Span(start=1, length=3, source_start=0)], [Span(start=5, length=1, source_start=0)])
     """
     token_id = to_int("token_id", token_id)
-    num_rows = [to_int(f"num_rows[{item}]", count, 0) for item, count in enumerate(num_rows)]
-    ids = _to_array(input_ids).reshape(-1)
+    try:
+        counts = list(num_rows)
+    except TypeError:
+        kind = type(num_rows).__name__
+        raise TypeError(f"num_rows must be a sequence with an int per item, got {kind}") from None
+    num_rows = [to_int(f"num_rows[{item}]", count, 0) for item, count in enumerate(counts)]
+    ids = to_array("input_ids", input_ids).reshape(-1)
     if ids.size and not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"input_ids must be integers, got {ids.dtype}")
-    tokens = np.flatnonzero(ids == token_id)
+    # An id that the array's dtype does not have is at no token.
+    limits = np.iinfo(ids.dtype) if ids.size else None
+    can_occur = limits is not None and limits.min <= token_id <= limits.max
+    tokens = np.flatnonzero(ids == token_id) if can_occur else np.empty(0, np.int64)
     if len(tokens) != sum(num_rows):
         raise ValueError(
             f"the prompt has {len(tokens)} tokens with id {token_id}, "
@@ -240,10 +256,6 @@ def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
         if first < last:
             clipped.append(Span(first - window.start, last - first, span.source_start + first - span.start))
     return clipped
-
-
-def _to_array(values: Any) -> np.ndarray:
-    return values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def runs_of_tokens(tokens: np.ndarray, first_row: int = 0) -> list[Span]:

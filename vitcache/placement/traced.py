@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from vitcache.placement.call_checks import (
 )
 from vitcache.placement.levels import index_levels, level_arguments, read_levels
 from vitcache.placement.runs import check_lists, list_runs
+from vitcache.rows import check_extent
 
 
 def scatter(
@@ -93,6 +95,11 @@ def _check_widths(items: Sequence[Tensor], hidden: int, levels: int) -> None:
 def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, Sequence[Tensor]]:
     """The operators' arguments, runs ``(n, 4)`` and one tensor per item, in code that Dynamo can trace."""
     if isinstance(embeddings, Tensor):
+        # No other object: torch would read the memory that its `__array_interface__` names.
+        if not isinstance(spans, (Tensor, np.ndarray, list, tuple)):
+            raise TypeError(f"spans of one packed tensor must be an array (n, 3), got {type(spans).__name__}")
+        if isinstance(spans, Tensor) and not torch.compiler.is_compiling():
+            check_extent("spans", spans)
         spans = spans if isinstance(spans, Tensor) else torch.as_tensor(spans, device="cpu")
         return torch.nn.functional.pad(spans, (1, 0)), [embeddings]
     check_lists(embeddings, spans)

@@ -9,9 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcache.rows import check_extent
+
 
 class StridedView(NamedTuple):
-    """The memory of a CPU tensor or NumPy array. Strides are in bytes; `owner` keeps the memory alive."""
+    """The memory of a CPU tensor or NumPy array. Strides are in bytes; `owner` keeps the memory alive.
+
+    `tensor` is a plain tensor of the same memory, or None for an array. Its storage may have been resized.
+    """
 
     address: int
     dtype: torch.dtype
@@ -19,6 +24,7 @@ class StridedView(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     owner: Any
+    tensor: Tensor | None = None
 
 
 def as_strided_view(src: Any) -> StridedView:
@@ -27,46 +33,82 @@ def as_strided_view(src: Any) -> StridedView:
     Raises
     ------
     TypeError
-        If `src` is neither a tensor nor a NumPy array, or if torch does not have its dtype.
+        If `src` is neither a tensor nor a NumPy array, if torch does not have its dtype, or if `src` is a
+        tensor without memory of its own.
     ValueError
-        If `src` is a tensor that is not on the CPU, is not dense, or requires gradients in grad mode.
+        If `src` is a tensor that is not on the CPU, is not dense, requires gradients in grad mode, or has
+        elements outside of its storage.
     """
     if isinstance(src, Tensor):
-        if src.device.type != "cpu" or src.layout != torch.strided:
+        refuse_gradients("src", src)
+        src = as_plain_tensor("src", src)
+        if src.device.type != "cpu":
             raise ValueError(
                 f"src is a {src.layout} tensor on {src.device}, it must be a dense tensor on the CPU"
             )
-        refuse_gradients("src", src)
-        src = src.detach().resolve_conj().resolve_neg()
+        check_extent("src", src)  # `resolve_conj` and `resolve_neg` may read it
+        src = src.resolve_conj().resolve_neg()
         size = src.element_size()
         strides = tuple(stride * size for stride in src.stride())
-        return StridedView(src.data_ptr(), src.dtype, size, tuple(src.shape), strides, src)
+        return StridedView(src.data_ptr(), src.dtype, size, tuple(src.shape), strides, src, src)
     if not isinstance(src, np.ndarray):
         raise TypeError(f"src must be a CPU tensor or a NumPy array, got {type(src).__name__}")
+    owner = src
+    src = np.asarray(src).view()  # a subclass may override shape and strides, and `src` may change its own
     dtype = getattr(torch, src.dtype.name, None)
     if not isinstance(dtype, torch.dtype) or not src.dtype.isnative:
         raise TypeError(f"src is an array of dtype {src.dtype.str}, which torch does not have")
-    return StridedView(src.ctypes.data, dtype, src.itemsize, src.shape, src.strides, (src, _export(src)))
+    address: int = src.__array_interface__["data"][0]
+    return StridedView(address, dtype, src.itemsize, src.shape, src.strides, (owner, src, _export(src)))
 
 
-def check_destination(dst: Any, device: torch.device) -> None:
-    """Raise TypeError or ValueError unless `dst` is a dense, contiguous tensor on `device`.
+def check_destination(dst: Any, device: torch.device) -> Tensor:
+    """Return a plain tensor of the memory of `dst`, a dense, contiguous tensor on `device`.
 
-    A tensor that is conjugated, negated, quantized, or requires gradients in grad mode is refused, too.
+    Raises
+    ------
+    TypeError
+        If `dst` is not a tensor, or has no memory of its own.
+    ValueError
+        If `dst` is on another device, is not contiguous, has elements outside of its storage, is conjugated,
+        negated or quantized, or requires gradients in grad mode.
     """
     if not isinstance(dst, Tensor):
         raise TypeError(f"dst must be a tensor, got {type(dst).__name__}")
+    refuse_gradients("dst", dst)
+    dst = as_plain_tensor("dst", dst)
     if dst.device != device:
         raise ValueError(f"dst is on {dst.device}, the ring copies to {device}")
-    if dst.layout != torch.strided:
-        raise ValueError(f"dst is a {dst.layout} tensor, it must be a dense tensor")
     if not dst.is_contiguous():
         raise ValueError(
             f"dst has strides {dst.stride()} for shape {tuple(dst.shape)}, it must be contiguous"
         )
     if dst.is_conj() or dst.is_neg() or dst.is_quantized:
         raise ValueError("dst is a conjugated, negated or quantized tensor: its bytes are not its values")
-    refuse_gradients("dst", dst)
+    check_extent("dst", dst)
+    return dst
+
+
+def as_plain_tensor(name: str, tensor: Tensor) -> Tensor:
+    """Return a `torch.Tensor` with the memory of `tensor`, whose class may override methods and attributes.
+
+    Later changes of the shape of `tensor` do not change the returned tensor.
+
+    Raises
+    ------
+    TypeError
+        If `tensor` is of a class with a dispatch function, which may keep its elements elsewhere.
+    ValueError
+        If `tensor` is not dense.
+    """
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise TypeError(f"{name} is a {type(tensor).__qualname__}, a tensor without memory of its own")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise ValueError(f"{name} is a {kind} tensor on {tensor.device}, it must be a dense tensor")
+    with torch._C.DisableTorchFunctionSubclass():
+        plain: Tensor = Tensor.as_subclass(Tensor.detach(tensor), Tensor)
+    return plain
 
 
 def refuse_gradients(name: str, tensor: Tensor) -> None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from numbers import Real
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vitcache import _native
-from vitcache.arguments import to_bytes, to_int
+from vitcache.arguments import shown, to_bytes, to_int, to_timeout
 from vitcache.device import stand_in
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 from vitcache.handles import describe_count, describe_use, described, refuse_copies
 from vitcache.ring.arguments import as_strided_view, check_destination
 from vitcache.ring.idle_streams import give_stream_back, take_stream
-from vitcache.ring.ticket import InFlight, Ticket, as_native_stream
+from vitcache.ring.ticket import Ticket, as_native_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +31,7 @@ MAX_THREADS = 64
 # Pieces of 4 to 16 MiB were equally fast in the sketches. The copy of a smaller first piece begins earlier.
 PIECE_BYTES = 4 << 20
 MIN_BYTES = 256  # minimum of `capacity_bytes` and `piece_bytes`: the alignment of slots
+MAX_DEVICE_INDEX = 127  # of torch
 MAX_SLOTS = 1024  # SlotFlags::kCount: most slots that have not retired
 
 _CASTS = {
@@ -110,22 +108,30 @@ class PinnedRing:
     Raises
     ------
     TypeError
-        If `num_threads` is not an int, or `capacity_bytes` or `piece_bytes` is neither an int nor a str. A
-        bool is not an int.
+        If `num_threads` is not an int, `capacity_bytes` or `piece_bytes` is neither an int nor a str,
+        `backend` is not a str, or `device` is not a device, a str or an int. A bool is not an int.
     ValueError
         If `capacity_bytes` or `piece_bytes` is less than 256 or not a size in bytes, `num_threads` is not
         between 1 and 64, `backend` is unknown, or `device` is not a device of the backend.
     MemoryError
-        If `capacity_bytes` cannot be allocated or page-locked.
+        If `capacity_bytes` is more than the host has available, or cannot be page-locked.
+    RuntimeError
+        If the process cannot start `num_threads` threads.
     CudaError
-        If the backend is ``"cuda"`` and torch finds no CUDA device or no CUDA runtime can be opened, or if a
-        CUDA call fails.
+        If the backend is ``"cuda"`` and torch finds no CUDA device or no CUDA runtime can be opened, if a
+        CUDA call fails, or if the process was forked from a process that used rings of the host backend.
 
     Notes
     -----
-    Any thread may call any method at any time, also while another thread captures a CUDA graph. Copies of
-    several threads take turns, piece by piece. In a forked child the ring cannot be used: its methods, except
-    `close`, raise RuntimeError. A ring is closed at the exit of the interpreter.
+    Any thread may call any method at any time, also while another thread captures a CUDA graph, and also in
+    a signal handler or a `__del__` that interrupts another method; only `close` raises RuntimeError there if
+    it would wait for a `copy_to` that it interrupts. Copies of several threads take turns, piece by piece.
+    In a forked child the ring cannot be used: its methods, except `close`, raise RuntimeError. A ring is
+    closed at the exit of the interpreter.
+
+    An exception of a signal handler, such as KeyboardInterrupt, ends every wait, and the ring still works.
+    If it ends `copy_to`, pieces that are queued are still copied, and the content of `dst` is undefined. If
+    it ends `close`, the ring accepts no copies, and a second `close` does the rest.
 
     The ring's stream waits until the workers have written a piece. During this wait, a CUDA call that
     synchronizes with the device does not return. The wait always ends: the workers need only the memory of
@@ -156,15 +162,11 @@ class PinnedRing:
         if num_threads is None:
             num_threads = default_num_threads()
         capacity_bytes = to_bytes("capacity_bytes", capacity_bytes, MIN_BYTES)
-        num_threads = to_int("num_threads", num_threads, 1)
+        num_threads = to_int("num_threads", num_threads, 1, MAX_THREADS)
         piece_bytes = to_bytes("piece_bytes", piece_bytes, MIN_BYTES)
-        for name, value, most in (
-            ("capacity_bytes", capacity_bytes, sys.maxsize),
-            ("num_threads", num_threads, MAX_THREADS),
-            ("piece_bytes", piece_bytes, sys.maxsize),
-        ):
-            if value > most:
-                raise ValueError(f"{name} is {value}, it must be at most {most}")
+        for name, value in (("capacity_bytes", capacity_bytes), ("piece_bytes", piece_bytes)):
+            if value > sys.maxsize:
+                raise ValueError(f"{name} is {shown(value)}, it must be at most {sys.maxsize}")
         self.device = _resolve_device(backend, device)
         self.num_threads = num_threads
         runtime = open_cuda_runtime() if self.device.type == "cuda" else stand_in.open_runtime()
@@ -174,13 +176,14 @@ class PinnedRing:
         stream = take_stream(runtime, index) if self.device.type == "cuda" else None
         try:
             self._native = _native.Ring(runtime, capacity_bytes, num_threads, piece_bytes, index, stream)
-        except BaseException:
+        except BaseException as error:
             if stream is not None:
                 give_stream_back(stream)
+            if isinstance(error, MemoryError):
+                raise MemoryError(f"capacity_bytes is {capacity_bytes}: {error}") from error
             raise
-        self._in_flight = InFlight()
         # Also runs at interpreter exit: the worker threads must end before the interpreter does.
-        self._close = weakref.finalize(self, _close, self._native, self._in_flight, self.device)
+        self._close = weakref.finalize(self, _close, self._native, self.device)
         self.capacity_bytes = self._native.stats().capacity_bytes
         self._piece_bytes = min(-(-piece_bytes // MIN_BYTES) * MIN_BYTES, self.capacity_bytes)
         self.stream: torch.cuda.Stream | None = None
@@ -227,8 +230,8 @@ class PinnedRing:
             float32 to bfloat16 or float16, `after` is not a stream, or `timeout_s` is not a number.
         ValueError
             If the shapes differ, `dst` is not dense and contiguous, `dst` or `after` is not on the ring's
-            device, `src` is not on the CPU, `dst` or `src` requires gradients in grad mode, or `timeout_s` is
-            negative or not finite.
+            device, `src` is not on the CPU, `dst` or `src` requires gradients in grad mode or has elements
+            outside of its storage, or `timeout_s` is negative or not finite.
         TimeoutError
             If the ring does not have enough free bytes after `timeout_s`. Then the content of `dst` is
             undefined, and the pieces that are queued are still copied.
@@ -240,44 +243,39 @@ class PinnedRing:
         `dst` may be freed immediately: the ring calls ``dst.record_stream`` with its stream, so torch's
         allocator reuses the memory only after the copy. The host backend keeps `dst` alive itself.
         """
-        check_destination(dst, self.device)
+        target = check_destination(dst, self.device)
         source = as_strided_view(src)
-        if source.shape != tuple(dst.shape):
-            raise ValueError(f"src has shape {source.shape}, dst has {tuple(dst.shape)}")
-        cast = _native.Cast.none if source.dtype == dst.dtype else _CASTS.get((source.dtype, dst.dtype))
+        if source.shape != tuple(target.shape):
+            raise ValueError(f"src has shape {source.shape}, dst has {tuple(target.shape)}")
+        cast = _native.Cast.none if source.dtype == target.dtype else _CASTS.get((source.dtype, target.dtype))
         if cast is None:
             raise TypeError(
-                f"src is {source.dtype}, dst is {dst.dtype}: only float32 is cast, to bfloat16 or float16"
+                f"src is {source.dtype}, dst is {target.dtype}: only float32 is cast, to bfloat16 or float16"
             )
-        if timeout_s is not None and (isinstance(timeout_s, bool) or not isinstance(timeout_s, Real)):
-            raise TypeError(f"timeout_s must be a number of seconds, got {type(timeout_s).__name__}")
-        if timeout_s is not None and not (timeout_s >= 0 and math.isfinite(timeout_s)):
-            raise ValueError(f"timeout_s is {timeout_s}, it must be finite and at least 0")
+        timeout_s = to_timeout("timeout_s", timeout_s)
         if isinstance(after, torch.cuda.Stream) and after.device != self.device:
             raise ValueError(f"after is a stream of {after.device}, the ring copies to {self.device}")
-        native_after = None if self.stream is None else as_native_stream(after, self.device)
+        native_after = None if self.stream is None else as_native_stream("after", after, self.device)
         if self.stream is not None:
-            dst.record_stream(self.stream)
-        if not dst.is_inference():
-            torch.autograd.graph.increment_version(dst)
-        ticket = self._native.make_ticket()
-        entry = (ticket, source.owner, dst if self.stream is None else None)
-        try:
-            self._native.copy(
-                ticket,
-                dst.data_ptr(),
-                source.address,
-                source.element_bytes,
-                source.shape,
-                source.strides,
-                cast,
-                native_after,
-                timeout_s,
-            )
-        finally:  # also after a timeout: pieces of the copy may be in flight
-            self._in_flight.append(entry)
-            self._in_flight.reap()
-        return Ticket(ticket, self.device, self._in_flight)
+            target.record_stream(self.stream)
+        if not target.is_inference():
+            torch.autograd.graph.increment_version(target)
+        # One call checks the storages again, keeps the memory alive and queues the copy. An interrupt cannot
+        # separate these steps.
+        ticket = self._native.copy(
+            target,
+            source.tensor,
+            source.address,
+            source.element_bytes,
+            source.shape,
+            source.strides,
+            cast,
+            native_after,
+            timeout_s,
+            source.owner,
+            dst if self.stream is None else None,
+        )
+        return Ticket(ticket, self.device, self._native.in_flight)
 
     def has_free_bytes(self, num_bytes: int) -> bool:
         """Whether a copy of `num_bytes` bytes, in the destination's dtype, can be queued now without a wait.
@@ -312,17 +310,13 @@ class PinnedRing:
         has_bytes = stats.used_bytes + most_bytes <= stats.capacity_bytes
         return bool(has_bytes and stats.num_slots + pieces <= MAX_SLOTS)
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Put the ring on hold: inside of the ``with`` block no slot retires.
+    def hold(self) -> AbstractContextManager[None]:
+        """Return a context that puts the ring on hold: inside of the ``with`` block no slot retires.
 
-        Use it in tests, and to measure a ring whose bytes are all in use.
+        Use it in tests, and to measure a ring whose bytes are all in use. An interrupt cannot leave the ring
+        on hold.
         """
-        self._native.hold()
-        try:
-            yield
-        finally:
-            self._native.release()
+        return self._native.hold()
 
     def stats(self) -> RingStats:
         """Return the current state and the totals of the ring.
@@ -343,11 +337,17 @@ class PinnedRing:
         """Wait until all copies are complete, and free the memory. A second call does nothing.
 
         In threads that wait for free bytes, `copy_to` raises RuntimeError. Tickets remain usable.
+
+        Raises
+        ------
+        RuntimeError
+            If a signal handler or a `__del__` calls `close` while it interrupts a `copy_to` of this ring.
         """
+        self._native.close()  # first: an interrupt may end it
         self._close()
 
     def __enter__(self) -> PinnedRing:
-        if not self._close.alive:
+        if self._native.is_closed:
             raise RuntimeError("the ring was closed")
         return self
 
@@ -358,7 +358,7 @@ class PinnedRing:
 
     @described
     def __repr__(self) -> str:
-        if not self._close.alive:
+        if self._native.is_closed:
             return "closed"
         stats = self._native.stats()
         use = describe_use(stats.used_bytes, stats.capacity_bytes)
@@ -372,28 +372,42 @@ def default_num_threads() -> int:
 
 
 def _resolve_device(backend: str, device: torch.device | str | int | None) -> torch.device:
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a str, got {shown(backend)} of type {type(backend).__name__}")
     if backend not in ("auto", "cuda", "host"):
-        raise ValueError(f"backend is {backend!r}, it must be one of 'auto', 'cuda', 'host'")
-    if isinstance(device, bool):
-        raise TypeError(f"device must be a device or an index, got {device} of type bool")
+        raise ValueError(f"backend is {shown(backend)}, it must be one of 'auto', 'cuda', 'host'")
+    named = None if device is None else _parse_device(device)
     if backend == "auto":
         backend = "cuda" if torch.cuda.is_available() else "host"
     if backend == "host":
-        if device is not None and torch.device(device).type != "cpu":
-            raise ValueError(f"device is {device}, a ring of the host backend copies to the CPU")
+        if named is not None and named.type != "cpu":
+            raise ValueError(f"device is {named}, a ring of the host backend copies to the CPU")
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise CudaError("backend is 'cuda' but torch finds no CUDA device")
-    cuda_device = torch.device("cuda") if device is None else torch.device(device)
-    if cuda_device.type != "cuda":
-        raise ValueError(f"device is {cuda_device}, a ring of the CUDA backend copies to a CUDA device")
-    return torch.device(
-        "cuda", torch.cuda.current_device() if cuda_device.index is None else cuda_device.index
-    )
+    if named is not None and named.type != "cuda":
+        raise ValueError(f"device is {named}, a ring of the CUDA backend copies to a CUDA device")
+    if named is None or named.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    count = torch.cuda.device_count()
+    if named.index >= count:
+        raise ValueError(f"device is {named}, torch finds {count} CUDA devices")
+    return named
 
 
-def _close(ring: _native.Ring, in_flight: InFlight, device: torch.device) -> None:
+def _parse_device(device: Any) -> torch.device:
+    if isinstance(device, bool) or not isinstance(device, torch.device | str | int):
+        kind = type(device).__name__
+        raise TypeError(f"device must be a device or an index, got {shown(device)} of type {kind}")
+    if isinstance(device, int):
+        return torch.device("cuda", to_int("device", device, 0, MAX_DEVICE_INDEX))
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {shown(device)}, torch knows no device of this name") from None
+
+
+def _close(ring: _native.Ring, device: torch.device) -> None:
     ring.close()
-    in_flight.clear()
     if device.type == "cuda":
         give_stream_back(ring.stream)

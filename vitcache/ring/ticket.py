@@ -1,37 +1,17 @@
-"""The tickets of copies through a pinned ring, and the memory of copies in flight."""
+"""The tickets of copies through a pinned ring."""
 
 from __future__ import annotations
 
-from collections import deque
-from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vitcache import _native
+from vitcache.arguments import to_int
 from vitcache.errors import CudaError
 from vitcache.handles import described, refuse_copies
 
-
-class InFlight(deque[tuple[_native.Ticket, Any, Tensor | None]]):
-    """The copies of a ring, oldest first: (native ticket, owner of the source, destination or None).
-
-    An entry keeps the memory of its source and destination alive. It is appended after the copy was queued,
-    because `reap` removes an entry whose copy is not in flight. A CUDA destination is not kept alive: torch's
-    allocator reuses its memory only after the copy. Any thread may use this object. It has no lock, because a
-    forked child could inherit the lock in the locked state.
-    """
-
-    def reap(self) -> None:
-        """Remove the oldest entries as long as their copies do not access the memory any more."""
-        with suppress(IndexError, ValueError):  # the deque is empty, or another thread has removed the entry
-            while True:
-                ticket, _, dst = entry = self[0]
-                is_needed = not ticket.source_read if dst is None else ticket.is_in_flight
-                if is_needed:
-                    return
-                self.remove(entry)
+MAX_HANDLE = (1 << 64) - 1  # of a stream: an address
 
 
 class Ticket:
@@ -42,7 +22,8 @@ class Ticket:
     Notes
     -----
     Any thread may use a ticket. You need not keep a ticket, and you may use it after its ring was closed. In
-    a forked child only `wait_source_read` works, and it does not wait.
+    a forked child only `wait_source_read` works, and it does not wait; the other methods raise RuntimeError.
+    An exception of a signal handler, such as KeyboardInterrupt, ends a wait, and not the copy.
 
     Examples
     --------
@@ -60,7 +41,9 @@ class Ticket:
 
     __slots__ = ("_device", "_in_flight", "_native")
 
-    def __init__(self, native: _native.Ticket, device: torch.device, in_flight: InFlight) -> None:
+    def __init__(
+        self, native: _native.Ticket, device: torch.device, in_flight: _native.CopiesInFlight
+    ) -> None:
         self._native = native
         self._device = device
         self._in_flight = in_flight
@@ -83,9 +66,11 @@ class Ticket:
             If the copy failed.
         RuntimeError
             If `stream` is being captured in a CUDA graph. The capture stays valid.
+        ValueError
+            If `stream` is an int that cannot be a handle.
         """
         if self._device.type == "cuda":
-            self._native.wait(as_native_stream(stream, self._device))
+            self._native.wait(as_native_stream("stream", stream, self._device))
         else:
             self.synchronize()
 
@@ -127,8 +112,8 @@ class Ticket:
             return f"failed: {error}"
 
 
-def as_native_stream(stream: Any, device: torch.device) -> _native.Stream:
-    """Return the native form of `stream`: its handle and its device.
+def as_native_stream(name: str, stream: Any, device: torch.device) -> _native.Stream:
+    """Return the native form of the argument `name`, a stream: its handle and its device.
 
     A `torch.cuda.Stream` has a device. An int is the handle of a stream of `device`. None: the current stream
     of `device`.
@@ -137,12 +122,14 @@ def as_native_stream(stream: Any, device: torch.device) -> _native.Stream:
     ------
     TypeError
         If `stream` is not a `torch.cuda.Stream`, an int or None.
+    ValueError
+        If `stream` is an int that is negative or has more than 64 bits.
     """
     if stream is None:
         stream = torch.cuda.current_stream(device)
     if isinstance(stream, int) and not isinstance(stream, bool):
-        return _native.Stream(stream, device.index)
+        return _native.Stream(to_int(name, stream, 0, MAX_HANDLE), device.index)
     handle, stream_device = getattr(stream, "cuda_stream", None), getattr(stream, "device", None)
     if not isinstance(handle, int) or not isinstance(stream_device, torch.device):
-        raise TypeError(f"stream must be a torch.cuda.Stream or an int, got {type(stream).__name__}")
+        raise TypeError(f"{name} must be a torch.cuda.Stream or an int, got {type(stream).__name__}")
     return _native.Stream(handle, stream_device.index)

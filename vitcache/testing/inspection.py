@@ -83,8 +83,8 @@ class CacheInspection:
 
     @property
     def is_draining(self) -> bool:
-        """Whether a thread holds the lock of `CacheCoordinator.drain`, the only lock of the cache."""
-        return bool(self.drain_lock.locked())
+        """Whether this thread holds the lock of `CacheCoordinator.drain`, the only lock of the cache."""
+        return bool(self.drain_lock._is_owned())
 
     @property
     def drain_lock(self) -> Any:
@@ -105,6 +105,11 @@ class CacheInspection:
     def num_claims(self) -> int:
         """Number of claimed keys."""
         return int(self._cache._ledger.num_claims)
+
+    @staticmethod
+    def num_waiting(claim: Any) -> int:
+        """Return the number of threads that wait for the owner of the key of a `Claim`."""
+        return int(claim._claim.num_waiting)
 
     @property
     def evicted(self) -> list[bytes]:
