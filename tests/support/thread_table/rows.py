@@ -55,7 +55,9 @@ def place(scene: Scene) -> Use:
 @row("`PlacementTable`", "that of the launch that reads it")
 def table(scene: Scene) -> Use:
     def use() -> None:
-        made = PlacementTable(4, device="cpu").update([torch.full((2, HIDDEN), 3.0)], [1])
+        made = PlacementTable(4, dtype=torch.float32, device="cpu").update(
+            [torch.full((2, HIDDEN), 3.0)], [1]
+        )
         assert scatter_embeddings(torch.zeros(4, HIDDEN), made, None)[1, 0] == 3
 
     return use
@@ -161,7 +163,7 @@ def pipeline(scene: Scene) -> Use:
     return lambda: scene.embed(scene.pipeline, scene.new_item())
 
 
-@row("another `VisionPipeline` of the same cache", CURRENT)
+@row("another `VisionPipeline` of the same cache", CURRENT, HANDLER)
 def other_pipeline(scene: Scene) -> Use:
     made = scene.new_pipeline()
     return lambda: scene.embed(made, scene.new_item())
