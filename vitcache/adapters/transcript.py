@@ -104,7 +104,7 @@ class Transcript:
         config = self._base.config
         runs = ItemRuns.following(self._runs, items, config)
         _check_stop(runs, len(ids))
-        common = common_length(ids, self._ids, min(num_cached, len(ids) - 1))
+        common = common_length(ids, self._ids, min(num_cached, self.length, len(ids) - 1))
         if self._runs is not None:
             common = self._runs.common_prefix(runs, common, find_key)
         start = runs.boundary(common)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import signal
 import sys
 import threading
 import warnings
@@ -187,8 +186,7 @@ def _outcome_in_child(use: Use) -> str:
         pid = os.fork()
     if pid == 0:
         code = 1
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
+        faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
         try:
             torch.set_num_threads(1)  # the threads of OpenMP are the parent's
             code = 0 if _outcome(use) == WORKS else _ERROR_OF_CHILD
