@@ -85,8 +85,8 @@ def run_steps(
             try:
                 embedded = model.embed(list(windows.values()), uses_cache=uses_cache)
             except Exception:
-                for number, part in windows.items():  # a signal handler may have run another prompt
-                    chats[number].check_current(prompts[number], part.start)
+                for number, window in windows.items():  # a signal handler may have run another prompt
+                    chats[number].check_current(prompts[number], window.start)
                 raise
             errors = [error._replace(chunk=numbers[error.chunk]) for error in embedded.errors]
             failed.update(error.chunk for error in errors)
