@@ -127,9 +127,9 @@ def _switch(is_on: bool) -> None:
             wanted = _is_wanted
             for plain, in_range in _functions:
                 _replace(*((plain, in_range) if wanted else (in_range, plain)))
-            if wanted is _is_wanted:  # else a signal handler has switched meanwhile: the last call decides
+            if wanted is _is_wanted:  # else a signal handler switched: the last call decides
                 break
-        _is_on = wanted
+        _is_on = _is_wanted
 
 
 def _replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:

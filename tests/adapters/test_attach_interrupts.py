@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from interrupts import interrupt
+from interrupts import act_at, interrupt
 from torch import nn
 
 pytest.importorskip("transformers")
@@ -95,7 +96,7 @@ def test_detach_interrupted_at_any_line_is_completed_by_a_second_detach() -> Non
 def test_model_whose_attachment_was_freed_can_be_attached_again() -> None:
     model = model_with_own_method()
     before = state(model)
-    attach(model)  # as if an interrupt came between `attach` and the assignment of its result
+    attach(model)  # as if an interrupt hit between `attach` and the assignment of its result
     with attach(model) as attachment:
         assert torch.equal(image_rows(model, GEMMA.call(0)), stock_rows(model, GEMMA.call(0)))
         assert attachment.stats().encoded > 0
@@ -118,3 +119,30 @@ def test_replacement_of_the_default_cache_interrupted_at_any_line_is_completed_b
         return is_interrupted
 
     assert len(list(lines_of(encode_until, {str(session.__file__)}))) > 10
+
+
+@torch.no_grad()
+def test_call_inside_of_the_first_call_gives_the_stock_rows_or_names_both_calls() -> None:
+    call = GEMMA.call(0)
+    expected = stock_rows(GEMMA.model(), call)
+    files = {str(path) for path in Path(session.__file__).parent.rglob("*.py")}
+    refused, line, is_called = [], 1, True
+    while is_called:
+        model = GEMMA.model()
+        with attach(model, device_bytes=1 << 20):
+
+            def call_again(model: nn.Module = model) -> None:
+                try:
+                    assert torch.equal(image_rows(model, call), expected)
+                except RuntimeError as error:
+                    refused.append(str(error))
+
+            is_called = act_at(lambda model=model: image_rows(model, call), line, files, call_again)
+            assert torch.equal(image_rows(model, call), expected), line
+        line += 61
+    assert line > 200
+    assert refused
+    for message in refused:
+        assert message.startswith(f"{OWN} was called from inside {OWN}, which holds the first output"), (
+            message
+        )

@@ -1,4 +1,4 @@
-"""Raises KeyboardInterrupt, or calls a function, at a chosen line of a call: as a signal handler does."""
+"""Raises KeyboardInterrupt, or makes another call, at a chosen line of a call."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from types import FrameType
 from typing import Any
 
 
-def raise_interrupt() -> None:
-    """Raise KeyboardInterrupt, as Python's handler of SIGINT does."""
-    raise KeyboardInterrupt
+def interrupt(call: Callable[[], object], line: int, files: Collection[str]) -> bool:
+    """Raise KeyboardInterrupt at the n-th line of a call that is in one of `files`.
+
+    Returns
+    -------
+    bool
+        False if the call has fewer lines, so it was not interrupted.
+    """
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        return act_at(call, line, files, stop)
+    except KeyboardInterrupt:
+        return True
 
 
-def interrupt(
-    call: Callable[[], object],
-    line: int,
-    files: Collection[str],
-    handler: Callable[[], object] = raise_interrupt,
-) -> bool:
-    """Call `handler` at the n-th line of a call that is in one of `files`. By default, it interrupts.
+def act_at(call: Callable[[], object], line: int, files: Collection[str], act: Callable[[], object]) -> bool:
+    """Call `act` before the n-th line of a call that is in one of `files`, as a signal handler does.
 
     Python also traces the exit of a `with` block, at a point where no signal handler can run. An interrupt
     there would leave the lock locked, so it is not counted.
@@ -28,7 +36,7 @@ def interrupt(
     Returns
     -------
     bool
-        False if the call has fewer lines, so the handler was not called.
+        False if the call has fewer lines, so `act` was not called.
     """
     count = 0
     entered: set[tuple[FrameType, int]] = set()
@@ -43,16 +51,14 @@ def interrupt(
                 entered.add(place)
             count += 1
             if count == line:
-                handler()
+                act()  # not traced: Python traces no call of a trace function
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
         call()
-    except KeyboardInterrupt:
-        return True
     finally:
         sys.settrace(before)
-        entered.clear()  # else the frames of the interrupted call would live until a garbage collection
+        entered.clear()  # the frames of the call, which would live until a garbage collection
     return count >= line

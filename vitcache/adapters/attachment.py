@@ -146,7 +146,8 @@ def detach(session: Session) -> None:
 def detach_lost(model: nn.Module) -> bool:
     """Detach a model that an interrupted `attach` or `detach` left half attached.
 
-    A model is detached, too, if it is attached and its `Attachment` was freed: nobody could detach it.
+    A model is detached, too, if it is attached and its `Attachment` was freed, as no object is left to
+    detach it.
 
     Returns
     -------

@@ -29,7 +29,8 @@ class CachedEncoder(KeyedEncoder):
     """Has the signature of `stock` and returns its output; encodes only the items that are not cached.
 
     The output equals, bit for bit, that of `stock` with its items encoded one at a time. Any thread may call
-    it; until the session's first output, calls run one after the other.
+    it; until the session's first output, calls run one after the other. A signal handler that calls it inside
+    of such a call gets a RuntimeError.
     """
 
     def __init__(self, session: Session, stock: Callable[..., Any], modality: str, family: Family) -> None:
@@ -88,7 +89,7 @@ class CachedEncoder(KeyedEncoder):
                 try:
                     if session.is_settled and (namespace, kind) in self._forms:
                         return self.serve(call)
-                    with session.first_output:
+                    with session.first_output.of(self.name):
                         session.complete_cache()
                         return self.serve(call)
                 except UnfitRows as error:

@@ -58,15 +58,22 @@ class Conversation:
 
         A KV cache that cannot remove tokens is emptied. Returns the tokens that must be run.
         """
+        while not self._write(prompt):
+            prompt = self.compare(input_ids, items)
+        self.prompt = prompt
+        return range(prompt.common, self.transcript.length)
+
+    def _write(self, prompt: NextPrompt) -> bool:
+        """Return False if `prompt` must be compared again: `kv` was emptied, or has another prompt."""
+        if prompt.state is not self.transcript.state:  # a signal handler has run a prompt
+            return False
         # First: an interrupt may leave a KV cache without the tokens that are removed below, and the caller
         # may then decode other tokens in their place.
         self.num_cached, self.prompt = prompt.common, None
         if self.is_in_step or not self._crop(prompt.common):
             self.reset()
-            prompt = self.compare(input_ids, items)
-        self.transcript.write(prompt)
-        self.prompt = prompt
-        return range(prompt.common, self.transcript.length)
+            return False
+        return self.transcript.write(prompt)
 
     def window(self, tokens: range) -> Window:
         """Return these tokens of the last prompt as a `Window`."""

@@ -82,7 +82,12 @@ def run_steps(
             if not uses_cache:
                 disabled.count()
             numbers = list(windows)
-            embedded = model.embed(list(windows.values()), uses_cache=uses_cache)
+            try:
+                embedded = model.embed(list(windows.values()), uses_cache=uses_cache)
+            except Exception:
+                for number, window in windows.items():  # a signal handler may have run another prompt
+                    chats[number].check_current(prompts[number], window.start)
+                raise
             errors = [error._replace(chunk=numbers[error.chunk]) for error in embedded.errors]
             failed.update(error.chunk for error in errors)
             if prefetch is not None:

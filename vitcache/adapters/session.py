@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcache._native import Turn
 from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.changes.model_changes import ModelChanges
 from vitcache.adapters.changes.model_namespace import ModelNamespace
@@ -62,7 +63,7 @@ class Session:
         # A default cache is settled by the first output, of this stock method.
         self.is_settled = make_cache is None
         self.settled_by: str | None = None
-        self.first_output = new_lock()
+        self.first_output = Turn("the first output of the model")
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = _ThreadState()
         self.tower_name = tower_name

@@ -32,6 +32,8 @@ class NextPrompt(NamedTuple):
     positions
         M-RoPE positions ``(3, len(ids) + 1)`` from `start` on. The last column is the position of a text
         token that follows the prompt.
+    state
+        The state of the transcript that the prompt was compared with.
     """
 
     runs: ItemRuns
@@ -39,6 +41,7 @@ class NextPrompt(NamedTuple):
     start: int
     ids: np.ndarray
     positions: np.ndarray
+    state: object
 
 
 class Transcript:
@@ -56,11 +59,14 @@ class Transcript:
     ----------
     length
         Number of tokens of the last prompt.
+    state
+        An object that each `write` replaces.
     """
 
     def __init__(self, base: Any) -> None:
         self._base = base
         self.length = 0
+        self.state = object()
         self._ids = np.empty(0, np.int64)
         # Column n is the position of token n. At the first token of a run all three numbers are equal to the
         # position that a text token would have there.
@@ -93,11 +99,12 @@ class Transcript:
         TypeError, ValueError, IndexError
             See `ChunkedPrefill.chunks`. The transcript has not changed.
         """
+        state = self.state  # first: a signal handler may write another prompt
         ids = one_prompt(input_ids)
         config = self._base.config
         runs = ItemRuns.following(self._runs, items, config)
         _check_stop(runs, len(ids))
-        common = common_length(ids, self._ids, min(num_cached, len(ids) - 1))
+        common = common_length(ids, self._ids, min(num_cached, self.length, len(ids) - 1))
         if self._runs is not None:
             common = self._runs.common_prefix(runs, common, find_key)
         start = runs.boundary(common)
@@ -106,16 +113,23 @@ class Transcript:
         # The stock method counts from 0. Positions of a suffix that begins outside of all runs differ from
         # that by a constant.
         positions = self._positions[:, start : start + 1] + self._relative_positions(ids, start, types, runs)
-        return NextPrompt(runs, common, start, ids[start:], positions)
+        return NextPrompt(runs, common, start, ids[start:], positions, state)
 
-    def write(self, prompt: NextPrompt) -> None:
-        """Replace the last prompt by `prompt`, which `compare` returned since the last `write`."""
-        self.length = prompt.start + len(prompt.ids)
-        self._ids = _grown(self._ids, self.length)
-        self._ids[prompt.start : self.length] = prompt.ids
-        self._positions = _grown(self._positions, self.length + 1)
-        self._positions[:, prompt.start : self.length + 1] = prompt.positions
-        self._runs = prompt.runs
+    def write(self, prompt: NextPrompt) -> bool:
+        """Replace the last prompt by `prompt`, which `compare` returned since the last `write`.
+
+        Returns False, and changes nothing, if another prompt was written since `compare`.
+        """
+        start, length, state = prompt.start, prompt.start + len(prompt.ids), object()
+        ids, positions = _grown(self._ids, length), _grown(self._positions, length + 1)
+        if self.state is not prompt.state:
+            return False
+        # No function is called below: so no signal handler can run between these lines.
+        ids[start:length] = prompt.ids
+        positions[:, start : length + 1] = prompt.positions
+        self._ids, self._positions, self._runs = ids, positions, prompt.runs
+        self.length, self.state = length, state
+        return True
 
     def ids(self, start: int, stop: int) -> np.ndarray:
         """Return the token ids of ``[start, stop)``, int64: a view, valid until the next `write`."""
