@@ -44,7 +44,7 @@ void in_parallel(std::int64_t count, std::int64_t bytes, int num_threads, const 
   try {
     for (; part < parts; ++part) threads.emplace_back(work, count * part / parts, count * (part + 1) / parts);
   } catch (const std::exception&) {
-    // No further thread can be started, or there is no memory for one: the calling thread does the rest.
+    // The system refuses a further thread, or memory for it: the calling thread does the rest.
     work(count * part / parts, count);
   }
   work(0, count / parts);

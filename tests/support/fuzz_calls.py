@@ -26,7 +26,7 @@ REFUSALS = (ValueError, TypeError, IndexError, RuntimeError)
 
 
 class Scene:
-    """What one call is made of: its random numbers, its tensors, and the resize that may come in between."""
+    """The random numbers and tensors of one call, and the resize that may come in between."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -107,7 +107,7 @@ def items(
 
 
 def place(target: Tensor, runs: list[Any]) -> Tensor:
-    """Return what the target is after the runs that fit. Call it before a storage is resized."""
+    """Return the target after the runs that fit. Call it before a storage is resized."""
     expected = target.clone()
     for start, length, first, rows in runs:
         if min(start, length, first) >= 0 and first + length <= len(rows) and start + length <= len(target):
