@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "placement/byte_range.h"
 #include "placement/source.h"
+#include "runtime/byte_range.h"
 
 namespace vitcache {
 

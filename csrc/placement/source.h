@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "placement/byte_range.h"
+#include "runtime/byte_range.h"
 
 namespace vitcache {
 

@@ -11,13 +11,13 @@
 #include <utility>
 #include <vector>
 
-#include "placement/byte_range.h"
 #include "python/bindings.h"
 #include "python/copies_in_flight.h"
 #include "python/gil.h"
 #include "ring/fill.h"
 #include "ring/ring.h"
 #include "ring/ticket.h"
+#include "runtime/byte_range.h"
 #include "runtime/cuda_runtime.h"
 
 namespace py = pybind11;

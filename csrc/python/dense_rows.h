@@ -5,10 +5,10 @@
 
 #include <optional>
 
-#include "placement/byte_range.h"
 #include "placement/destination.h"
 #include "placement/source.h"
 #include "python/dlpack.h"
+#include "runtime/byte_range.h"
 
 namespace vitcache {
 

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "placement/byte_range.h"
 #include "placement/destination.h"
 #include "placement/placement.h"
 #include "python/tensor_reader.h"
+#include "runtime/byte_range.h"
 
 namespace vitcache {
 

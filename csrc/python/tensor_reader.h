@@ -5,9 +5,9 @@
 
 #include <optional>
 
-#include "placement/byte_range.h"
 #include "placement/destination.h"
 #include "python/dlpack.h"
+#include "runtime/byte_range.h"
 
 namespace vitcache {
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "placement/byte_range.h"
+#include "runtime/byte_range.h"
 
 namespace vitcache {
 

@@ -8,7 +8,7 @@
 
 #include "check.h"
 #include "fuzz.h"
-#include "placement/byte_range.h"
+#include "runtime/byte_range.h"
 
 namespace fuzz {
 namespace {

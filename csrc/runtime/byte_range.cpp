@@ -1,4 +1,4 @@
-#include "placement/byte_range.h"
+#include "runtime/byte_range.h"
 
 namespace vitcache {
 namespace {
