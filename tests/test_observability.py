@@ -129,5 +129,5 @@ def test_table_of_environment_variables_has_every_variable_that_the_product_read
         for name in re.findall(r'environment\("(\w+)"\)', path.read_text())
     }
     assert {"VITCACHE_DISABLE", "VITCACHE_TRACE"} <= in_python
-    assert in_native == {"VITCACHE_NO_CUDA", "VITCACHE_CUDART"}
+    assert in_native == {"LD_LIBRARY_PATH", "VITCACHE_NO_CUDA", "VITCACHE_CUDART"}
     assert {codes(row[0])[0] for row in rows_below("Environment variables")} == in_python | in_native

@@ -188,7 +188,7 @@ def test_documented_import_path_is_callable(module, name):
     assert callable(getattr(import_module(module), name))
 
 
-@pytest.mark.parametrize("name", ["Span", "Chunk", "Item", "Shadow", "Prefetch", "content_key", "KeyAliases"])
+@pytest.mark.parametrize("name", ["Span", "Chunk", "Item", "Shadow", "content_key", "KeyAliases"])
 def test_public_name_is_imported_without_the_native_module(name, tmp_path):
     code = (
         "import json, sys; sys.modules['vitcache._native'] = None; import vitcache; "

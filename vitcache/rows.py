@@ -33,18 +33,20 @@ def check_rows(rows: Any, row_width: int, packed: bool = False) -> Tensor:
     """
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")
-    rows = plain_tensor("rows", rows)
-    if not can_be_stored(rows):
-        kind = "nested" if rows.is_nested else rows.layout
+    plain = plain_tensor("rows", rows)
+    if not can_be_stored(plain):
+        kind = "nested" if plain.is_nested else plain.layout
         raise TypeError(
-            f"rows is a {kind} tensor of {rows.dtype} on {rows.device}, it must be a dense tensor of "
+            f"rows is a {kind} tensor of {plain.dtype} on {plain.device}, it must be a dense tensor of "
             f"{DTYPE_NAMES} on the CPU or CUDA"
         )
-    if rows.dim() != 2 or not (rows.shape[1] == row_width or (packed and _divides(rows.shape[1], row_width))):
+    if plain.dim() != 2 or not (
+        plain.shape[1] == row_width or (packed and _divides(plain.shape[1], row_width))
+    ):
         narrower = f" or of a width that divides {row_width}" if packed else ""
-        raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {row_width}){narrower}")
-    check_extent("rows", rows)
-    return rows.detach()
+        raise ValueError(f"rows has shape {tuple(plain.shape)}, it must be (num_rows, {row_width}){narrower}")
+    check_extent("rows", plain)
+    return plain.detach()
 
 
 def _divides(width: int, row_width: int) -> bool:

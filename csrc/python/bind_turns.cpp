@@ -40,7 +40,8 @@ template <typename T>
 void bind_block(py::module_& module, const char* name) {
   py::class_<Block<T>>(module, name)
       .def("__enter__", &Block<T>::enter)
-      .def("__exit__", [](Block<T>& self, const py::args&) { self.exit(); });
+      .def("__exit__",
+           [](Block<T>& self, const py::object&, const py::object&, const py::object&) { self.exit(); });
 }
 
 }  // namespace
@@ -48,7 +49,8 @@ void bind_block(py::module_& module, const char* name) {
 void bind_turns(py::module_& module) {
   py::class_<TurnUse>(module, "TurnUse")
       .def("__enter__", &TurnUse::enter)
-      .def("__exit__", [](TurnUse& self, const py::args&) { self.exit(); });
+      .def("__exit__",
+           [](TurnUse& self, const py::object&, const py::object&, const py::object&) { self.exit(); });
   py::class_<Turn, std::shared_ptr<Turn>>(module, "Turn")
       .def(py::init<std::string>(), py::arg("name"))
       .def(

@@ -104,7 +104,7 @@ def test_model_whose_attachment_was_freed_can_be_attached_again() -> None:
 
 
 @torch.no_grad()
-def test_replacement_of_the_default_cache_interrupted_at_any_line_is_completed_by_the_next_use() -> None:
+def test_replacement_of_a_default_cache_interrupted_at_any_line_is_completed_later() -> None:
     family = FAMILIES["qwen2_5_vl"]
 
     def encode_until(line: int, files: set[str]) -> bool:

@@ -63,7 +63,7 @@ def test_prefill_interrupted_at_any_line_leaves_a_right_kv_cache() -> None:
     assert lines_of_prefill(Scene("qwen3_vl"), lambda chat: stop) > 60
 
 
-def test_prompt_that_a_signal_handler_runs_inside_of_a_prefill_leaves_a_right_kv_cache() -> None:
+def test_prompt_of_a_signal_handler_inside_of_a_prefill_leaves_a_right_kv_cache() -> None:
     scene = Scene("qwen3_vl")
     other = torch.arange(20, 33)
     assert lines_of_prefill(scene, lambda chat: lambda: list(chat.chunks(other, []))) > 60

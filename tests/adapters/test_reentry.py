@@ -121,7 +121,7 @@ def test_features_can_be_read_inside_of_their_first_read(levels: int) -> None:
 
 
 @pytest.mark.parametrize("calls", [1, 3])
-def test_check_of_the_fingerprint_interrupted_at_any_line_leaves_other_threads_their_checks(
+def test_check_of_the_fingerprint_interrupted_at_any_line_leaves_later_checks(
     calls: int,
 ) -> None:
     scenes = []
@@ -169,7 +169,7 @@ def test_check_of_the_fingerprint_inside_of_another_check_returns_at_once() -> N
 
 
 @pytest.mark.parametrize("change", ["weight", "setting", "module"])
-def test_look_interrupted_at_any_line_does_not_keep_the_namespace_of_the_earlier_model(change: str) -> None:
+def test_look_interrupted_at_any_line_does_not_keep_the_earlier_namespace(change: str) -> None:
     scenes: list[tuple[ModelNamespace, bytes]] = []
 
     def make_look() -> Callable[[], object]:

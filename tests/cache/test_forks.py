@@ -35,7 +35,7 @@ def use(cache: EmbeddingCache, number: int) -> None:
 
 
 @pytest.mark.parametrize("is_used", [False, True])
-def test_cache_made_before_a_fork_works_in_the_child_and_stays_as_it_was_in_the_parent(is_used: bool) -> None:
+def test_cache_made_before_a_fork_works_in_the_child_and_stays_in_the_parent(is_used: bool) -> None:
     cache = make_cache(8, 8, checksum=True)
     if is_used:
         use(cache, 0)

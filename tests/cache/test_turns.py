@@ -98,7 +98,7 @@ def test_use_of_a_turn_that_is_entered_twice_raises_and_leaves_the_turn_once() -
     assert turn.holder is None
 
 
-def test_two_threads_that_want_each_others_turns_raise_one_error_that_names_the_calls() -> None:
+def test_two_threads_that_want_each_others_turns_raise_one_error_with_the_calls() -> None:
     left, right = Turn("the left encoder"), Turn("the right encoder")
     barrier = threading.Barrier(2)
 
@@ -133,7 +133,7 @@ def test_chain_of_three_waits_that_would_close_raises() -> None:
     assert [turn.holder for turn in turns] == [None] * 3
 
 
-def test_wait_of_a_turn_raises_what_a_signal_handler_raises_and_leaves_it_to_its_holder() -> None:
+def test_wait_of_a_turn_raises_the_error_of_a_signal_handler() -> None:
     turn, leave = Turn("the encoder"), threading.Event()
     holder = Running(enter(turn, "embed", leave.wait))
     wait_until(lambda: turn.holder)

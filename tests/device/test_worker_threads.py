@@ -428,7 +428,7 @@ def test_job_completed_by_a_signal_handler_at_any_line_of_a_wait_ends_it(line: i
     assert job.done()
 
 
-def test_job_that_is_not_done_in_time_raises_and_one_that_raises_timeout_error_is_done() -> None:
+def test_job_that_is_late_raises_and_one_that_raises_timeout_error_is_done() -> None:
     def fail() -> None:
         raise TimeoutError("of the callable")
 

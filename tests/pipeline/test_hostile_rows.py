@@ -146,7 +146,7 @@ def test_precomputed_rows_that_cannot_be_read_fail_their_item_alone(spoil: Calla
     assert isinstance(error.cause, (TypeError, ValueError))
 
 
-def test_precomputed_rows_whose_storage_shrinks_after_the_item_is_made_fail_their_item() -> None:
+def test_precomputed_rows_whose_storage_shrinks_later_fail_their_item() -> None:
     rows = torch.ones(3, HIDDEN)
     items = [Item(None, Span(0, 3), rows=rows), Item(None, Span(4, 3), rows=torch.ones(3, HIDDEN))]
     pipeline = VisionPipeline(Tower(), make_cache())

@@ -234,7 +234,7 @@ HANDLERS: list[Callable[[VisionPipeline, Prefetch], object]] = [
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_prefetch_with_a_signal_handler_at_any_line_ends_and_leaves_the_pipeline_usable(
+def test_prefetch_with_a_signal_handler_at_any_line_leaves_the_pipeline_usable(
     handler: Callable[[VisionPipeline, Prefetch], object],
 ) -> None:
     files = {prefetch.__file__, prefetched_features.__file__, worker_threads.__file__, jobs.__file__}

@@ -110,7 +110,7 @@ def test_init_beyond_the_memory_of_the_host_names_capacity_bytes_and_both_number
         assert re.fullmatch(expected, str(raised.value)), raised.value
 
 
-def test_init_beyond_the_limit_of_page_locked_memory_names_capacity_bytes_and_frees_all():
+def test_init_beyond_the_limit_of_page_locked_memory_names_capacity_bytes():
     stand_in.reset()
     stand_in.limit_locked_bytes(CAPACITY - 1)
     try:

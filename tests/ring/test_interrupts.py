@@ -117,7 +117,7 @@ def test_wait_for_a_ticket_ends_with_the_exception_of_a_signal_handler(ring, cal
     assert dst.tolist() == [1.0] * 10
 
 
-def test_close_that_was_interrupted_accepts_no_copy_and_is_completed_by_a_second_call(ring):
+def test_close_that_was_interrupted_accepts_no_copy_and_can_be_called_again(ring):
     before = stand_in.count().locked_bytes
     dst = torch.zeros(10)
     with stand_in.paused():

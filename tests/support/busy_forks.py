@@ -86,7 +86,7 @@ class Scene:
             self.hash(number)
 
     def check_child(self) -> None:
-        """What a child does with the objects of its parent."""
+        """Use the objects of the parent, in a child."""
         for number in (3, 4):
             self.step(self.used, number, prefetches=True)
             self.step(self.unused, 100 + number, prefetches=True)

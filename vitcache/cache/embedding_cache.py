@@ -89,8 +89,8 @@ class EmbeddingCache:
     Raises
     ------
     ValueError
-        If a number is too small or too large, `device_bytes` or `host_bytes` is less than one page, `device` is not the
-        CPU or a CUDA device, or `policy` is unknown.
+        If a number is too small or too large, `device_bytes` or `host_bytes` is less than one page, `device`
+        is not the CPU or a CUDA device, or `policy` is unknown.
     TypeError
         If a number is not an int, a size in bytes is neither an int nor a str, or `dtype` is not float32,
         float16 or bfloat16, or `checksum` is not a bool. A bool is not an int.

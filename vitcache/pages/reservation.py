@@ -89,8 +89,8 @@ class Reservation:
         timeline: Timeline,
         finish: FinishWrite,
     ) -> None:
-        # If no other object refers to `pending`, the ledger takes it back (csrc/python/ledger_handle.h): after an
-        # interrupt, and when this reservation is garbage-collected.
+        # If no other object refers to `pending`, the ledger takes it back (csrc/python/ledger_handle.h):
+        # after an interrupt, and when this reservation is garbage-collected.
         self._pending = [pending]
         pool: PagePool = pending.memory
         self.row_width = pending.row_width

@@ -277,17 +277,17 @@ class Placement:
             kind = type(rows).__name__
             raise TypeError(f"item {item} must be a tensor, a Lease or a Reservation, got {kind}")
         name = f"item {item}"
-        rows = plain_tensor(name, rows)
-        check_dtype(name, rows)
-        if rows.dim() != 2:
-            raise ValueError(f"{name} has shape {tuple(rows.shape)}, it must be (rows, {destination.width})")
-        narrow = self._is_narrow(item, rows.shape[1], destination)
-        _check_device(item, rows, destination)
-        check_extent(name, rows)
-        packed = rows.resolve_neg()
+        plain = plain_tensor(name, rows)
+        check_dtype(name, plain)
+        if plain.dim() != 2:
+            raise ValueError(f"{name} has shape {tuple(plain.shape)}, it must be (rows, {destination.width})")
+        narrow = self._is_narrow(item, plain.shape[1], destination)
+        _check_device(item, plain, destination)
+        check_extent(name, plain)
+        packed = plain.resolve_neg()
         if packed.stride(1) != 1:
             packed = packed.contiguous()
-        if packed is not rows and packed.device != destination.device:
+        if packed is not plain and packed.device != destination.device:
             packed = packed.pin_memory()
         self.native.set_source(
             item,

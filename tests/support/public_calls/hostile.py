@@ -57,7 +57,8 @@ TEXT = {"empty str", "str", "surrogate", "Text"}
 FEATURE = {"empty bytes", "[]", "0-d float", "0-d int", "complex", "empty"}
 EXTRA = FEATURE | TEXT | COUNT | FLAG | FACTOR | {"[None]", "{}"}
 
-# The values that an argument accepts: an argument of all calls, or of one call. Every other argument accepts none.
+# The values that an argument accepts: an argument of all calls, or of one call. Every other argument accepts
+# none.
 _ACCEPTED: tuple[tuple[set[str], str], ...] = (
     (NONE | {"2**63"}, "after Ticket.wait.stream"),
     (NONE, "cache device group is_embed key keys out ring rows second_per_grid_ts shadow stream tier"),
