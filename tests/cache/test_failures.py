@@ -13,7 +13,7 @@ import torch
 from cache_cases import KEYS, PAGE_BYTES, make_rows, present, read
 from caches import make_cache
 from failure import Failure, fail
-from interrupts import interrupt
+from interrupts import act_at, interrupt
 from stream_model import StreamModel
 from torch import Tensor
 
@@ -187,7 +187,7 @@ def test_call_with_calls_of_a_handler_at_any_line_loses_no_page_lease_or_fence(
         model = StreamModel()
         cache = make_busy(model)
         with model.on("d"), suppress(AttributeError):  # the handler evicted the entry that the call reads
-            was_called = interrupt(partial(call, cache), line, TRACED, partial(use_as_a_handler, cache))
+            was_called = act_at(partial(call, cache), line, TRACED, partial(use_as_a_handler, cache))
         gc.collect(1)
         assert cache.stats().leased_pages == 0, line
         cache.check_integrity()
@@ -212,7 +212,7 @@ def test_call_during_which_a_handler_closes_the_cache_ends(call: Callable[[Embed
         cache = make_busy(model)
         try:
             with model.on("d"):
-                was_called = interrupt(partial(call, cache), line, TRACED, cache.close)
+                was_called = act_at(partial(call, cache), line, TRACED, cache.close)
         except RuntimeError as error:
             errors.append(str(error))
         except AttributeError:  # a look-up of the call missed

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from interrupts import interrupt
+from interrupts import act_at, interrupt
 
 from vitcache.device import jobs, thread_start, worker_threads
 from vitcache.device.worker_threads import WorkerThreads
@@ -424,7 +424,7 @@ def test_worker_threads_beyond_the_stacks_that_fit_into_memory_run_the_jobs_here
 @pytest.mark.parametrize("line", range(1, 7))
 def test_job_completed_by_a_signal_handler_at_any_line_of_a_wait_ends_it(line: int, method: str) -> None:
     job: jobs.Job[int] = jobs.Job(lambda: 1)
-    run_in_thread(lambda: [interrupt(getattr(job, method), line, {jobs.__file__}, job.run)])
+    run_in_thread(lambda: [act_at(getattr(job, method), line, {jobs.__file__}, job.run)])
     assert job.done()
 
 
