@@ -1,5 +1,8 @@
 #include "runtime/host_limits.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <fstream>
 #include <limits>
@@ -27,10 +30,21 @@ std::uint64_t read_meminfo() {
   return available == kUnknown ? kUnknown : available + swap;
 }
 
+// The bytes that this process may still map (`ulimit -v`).
+std::uint64_t read_address_space() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return kUnknown;
+  std::ifstream file("/proc/self/statm");
+  std::uint64_t pages = 0;
+  if (!(file >> pages)) return kUnknown;
+  const std::uint64_t used = pages * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
+}
+
 }  // namespace
 
 std::uint64_t available_host_bytes() {
-  std::uint64_t available = read_meminfo();
+  std::uint64_t available = std::min(read_meminfo(), read_address_space());
   for (const char* path : kLimits) {
     std::ifstream file(path);
     if (std::uint64_t limit = 0; file >> limit) available = std::min(available, limit);  // not if it is "max"

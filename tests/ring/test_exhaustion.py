@@ -123,3 +123,26 @@ def test_init_beyond_the_limit_of_page_locked_memory_names_capacity_bytes():
         dst = torch.zeros(10)
         ring.copy_to(dst, torch.ones(10)).synchronize()
         assert dst.tolist() == [1.0] * 10
+
+
+# Torch refuses the budget, although the host has more free memory than that.
+BEYOND_ADDRESS_SPACE = """
+import resource
+from vitcache import EmbeddingCache
+
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (32 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    EmbeddingCache(8, device="cpu", device_bytes=64 << 20)
+except MemoryError as error:
+    print(error)
+"""
+
+
+def test_init_beyond_the_address_space_names_the_bytes_that_are_left_of_it():
+    message = run(BEYOND_ADDRESS_SPACE)
+    match = re.match(r"device_bytes: cannot allocate (\d+) bytes .* (\d+) bytes of host memory", message)
+    assert match is not None, message
+    wanted, available = map(int, match.groups())
+    assert available < wanted
