@@ -115,6 +115,7 @@ void bind_destination(py::module_& module) {
            py::arg("num_embeddings"), py::arg("kind"));
   py::class_<TensorReader>(module, "TensorReader")
       .def(py::init<py::type, py::type>(), py::arg("tensor_type"), py::arg("parameter_type"))
+      .def("is_inside_storage", &TensorReader::is_inside_storage, py::arg("tensor"))
       .def("read_rows", &TensorReader::read_rows, py::arg("rows"))
       .def("read_planes", &TensorReader::read_planes, py::arg("rows"), py::arg("levels"))
       .def("read_packed", &TensorReader::read_packed, py::arg("rows"), py::arg("levels"))

@@ -14,6 +14,7 @@
 #include "python/bindings.h"
 #include "python/copies_in_flight.h"
 #include "python/gil.h"
+#include "python/tensor_reader.h"
 #include "ring/fill.h"
 #include "ring/ring.h"
 #include "ring/ticket.h"
@@ -68,14 +69,12 @@ class __attribute__((visibility("hidden"))) RingHold {
 // Throws std::invalid_argument unless the storage of a plain tensor contains the bytes. Its methods are C
 // functions: between this check and the use of the address, no Python code can resize the storage.
 void check_storage(const char* name, const py::object& tensor, const std::optional<ByteRange>& range) {
-  const py::object storage = tensor.attr("untyped_storage")();
-  const auto first = storage.attr("data_ptr")().cast<std::uint64_t>();
-  const auto bytes = storage.attr("nbytes")().cast<std::uint64_t>();
-  if (range && ByteRange{first, first + bytes}.contains(*range)) return;
-  throw std::invalid_argument(std::string(name) + " is a tensor of " +
-                              std::to_string(range ? range->end - range->begin : 0) +
-                              " bytes that are not inside of its storage, which has " +
-                              std::to_string(bytes) + " bytes: the storage was resized");
+  const ByteRange storage = read_storage(tensor.ptr());
+  if (range && storage.contains(*range)) return;
+  throw std::invalid_argument(
+      std::string(name) + " is a tensor of " + std::to_string(range ? range->end - range->begin : 0) +
+      " bytes that are not inside of its storage, which has " + std::to_string(storage.end - storage.begin) +
+      " bytes: the storage was resized");
 }
 
 std::shared_ptr<Ticket> copy(BoundRing& self, const py::object& destination, const py::object& source_tensor,

@@ -22,8 +22,8 @@ void MemoryCheck::check(const Placement& placement, const Destination& destinati
   for (std::size_t index = 0; index < destination.planes.size(); ++index) {
     if (index >= owners.planes.size()) throw std::invalid_argument("a plane has no tensor");
     const py::object plane = owners.planes[index];
-    check_inside(index == 0 ? "the destination" : "deepstack level " + std::to_string(index - 1), plane.ptr(),
-                 destination.range(index));
+    if (!is_inside(plane.ptr(), destination.range(index)))
+      refuse(index == 0 ? "the destination" : "deepstack level " + std::to_string(index - 1), plane);
   }
   if (owners.numbers && owners.numbers->empty()) return;
   const auto items = owners.items.cast<py::list>();
@@ -33,13 +33,13 @@ void MemoryCheck::check(const Placement& placement, const Destination& destinati
   for (std::size_t index = 0; index < count; ++index) {
     const std::int64_t item = owners.numbers ? (*owners.numbers)[index] : static_cast<std::int64_t>(index);
     const py::object object = items[index];
-    check_item(placement, destination, item, object.ptr());
+    check_item(placement, destination, item, object);
   }
 }
 
 void MemoryCheck::check_item(const Placement& placement, const Destination& destination, std::int64_t item,
-                             PyObject* object) const {
-  if (const LeaseObject* const lease = as_lease(object)) {
+                             const py::object& object) const {
+  if (const LeaseObject* const lease = as_lease(object.ptr())) {
     if (lease->entry == nullptr)
       throw std::runtime_error(name_of(item) + ": its lease of " + std::to_string(lease->num_rows) +
                                " rows was released");
@@ -48,35 +48,38 @@ void MemoryCheck::check_item(const Placement& placement, const Destination& dest
   const Source& source = placement.sources().at(static_cast<std::size_t>(item));
   if (source.pages != nullptr) return;  // a reservation, whose pages stay in memory
   const std::int64_t width = source.narrow ? destination.hidden() : destination.width;
-  check_inside(name_of(item), object, source.range(width * kElementBytes[source.kind]));
+  if (!is_inside(object.ptr(), source.range(width * kElementBytes[source.kind])))
+    refuse(name_of(item), object);
 }
 
 void MemoryCheck::check_text(const TextTokens& text, const Destination& destination, const py::object& ids,
                              const py::object& weight) const {
   check_ids(text, destination.num_tokens, ids);
-  check_inside("weight", weight.ptr(),
-               rows_range(reinterpret_cast<std::uintptr_t>(text.weight), text.row_stride, text.num_embeddings,
-                          destination.hidden() * kElementBytes[text.kind]));
+  const std::optional<ByteRange> rows =
+      rows_range(reinterpret_cast<std::uintptr_t>(text.weight), text.row_stride, text.num_embeddings,
+                 destination.hidden() * kElementBytes[text.kind]);
+  if (!is_inside(weight.ptr(), rows)) refuse("weight", weight);
 }
 
 void MemoryCheck::check_ids(const TextTokens& text, std::int64_t num_tokens, const py::object& ids) const {
-  check_inside(
-      "input_ids", ids.ptr(),
-      rows_range(reinterpret_cast<std::uintptr_t>(text.ids), text.id_bytes, num_tokens, text.id_bytes));
+  const std::optional<ByteRange> range =
+      rows_range(reinterpret_cast<std::uintptr_t>(text.ids), text.id_bytes, num_tokens, text.id_bytes);
+  if (!is_inside(ids.ptr(), range)) refuse("input_ids", ids);
 }
 
-void MemoryCheck::check_inside(const std::string& name, PyObject* tensor,
-                               const std::optional<ByteRange>& range) const {
-  if (range && range->empty()) return;
-  if (range) {
-    try {
-      if (storage_of(tensor).contains(*range)) return;
-    } catch (py::error_already_set& error) {
-      // A fake tensor has no address. `explain_` raises the error of the caller's mistake.
-      if (!error.matches(PyExc_RuntimeError)) throw;
-    }
+bool MemoryCheck::is_inside(PyObject* tensor, const std::optional<ByteRange>& range) const {
+  if (!range || range->empty()) return range.has_value();
+  try {
+    return storage_of(tensor).contains(*range);
+  } catch (py::error_already_set& error) {
+    // A fake tensor has no address. `refuse` raises the error of the caller's mistake.
+    if (!error.matches(PyExc_RuntimeError)) throw;
+    return false;
   }
-  explain_(name, py::handle(tensor));
+}
+
+void MemoryCheck::refuse(const std::string& name, const py::object& tensor) const {
+  explain_(name, tensor);
   throw py::value_error(name + " is a tensor whose storage was resized or replaced during the call");
 }
 

@@ -45,8 +45,11 @@ class MemoryCheck {
 
  private:
   void check_item(const Placement& placement, const Destination& destination, std::int64_t item,
-                  PyObject* object) const;
-  void check_inside(const std::string& name, PyObject* tensor, const std::optional<ByteRange>& range) const;
+                  const pybind11::object& object) const;
+  // Whether a tensor's storage contains a range. None: the range is outside of the address space.
+  bool is_inside(PyObject* tensor, const std::optional<ByteRange>& range) const;
+  // Throws the error of a tensor that is not inside of its storage.
+  [[noreturn]] void refuse(const std::string& name, const pybind11::object& tensor) const;
   ByteRange storage_of(PyObject* tensor) const;
 
   TensorReader reader_;

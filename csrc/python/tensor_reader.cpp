@@ -16,7 +16,6 @@ namespace {
 struct Names {
   PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
   PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
 };
 
 py::object call(PyObject* object, PyObject* name) {
@@ -25,19 +24,16 @@ py::object call(PyObject* object, PyObject* name) {
   return result;
 }
 
-std::uint64_t call_for_number(PyObject* object, PyObject* name) {
-  const std::uint64_t number = PyLong_AsUnsignedLongLong(call(object, name).ptr());
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return number;
-}
-
 }  // namespace
 
 ByteRange read_storage(PyObject* tensor) {
   static const Names names;
   const py::object storage = call(tensor, names.untyped_storage);
-  const std::uint64_t begin = call_for_number(storage.ptr(), names.data_ptr);
-  return {begin, begin == 0 ? 0 : begin + call_for_number(storage.ptr(), names.nbytes)};
+  const std::uint64_t begin = PyLong_AsUnsignedLongLong(call(storage.ptr(), names.data_ptr).ptr());
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  const Py_ssize_t num_bytes = PyObject_Size(storage.ptr());
+  if (num_bytes < 0) throw py::error_already_set();
+  return {begin, begin == 0 ? 0 : begin + static_cast<std::uint64_t>(num_bytes)};
 }
 
 namespace {
@@ -90,6 +86,11 @@ bool TensorReader::read(PyObject* object, dlpack::Tensor& tensor) const {
   const auto negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_negated_.ptr(), object));
   if (!negated) throw py::error_already_set();
   return negated.ptr() == Py_False;
+}
+
+bool TensorReader::is_inside_storage(const py::object& object) const {
+  dlpack::Tensor tensor{};
+  return read_memory(object.ptr(), tensor) && is_inside(object.ptr(), tensor);
 }
 
 std::optional<Destination> TensorReader::read_rows(const py::object& rows) const {

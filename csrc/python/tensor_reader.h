@@ -26,6 +26,10 @@ class TensorReader {
   // Describes the memory of a plain tensor, also if its values are the negated values in memory.
   bool read_memory(PyObject* object, dlpack::Tensor& tensor) const;
 
+  // Whether `object` is a plain tensor whose elements are all inside of its storage. False, too, for a tensor
+  // that DLPack cannot describe.
+  bool is_inside_storage(const pybind11::object& object) const;
+
   // The destination of a plain tensor (T, H), or (B, T, H) that can be viewed as (B * T, H), of a supported
   // dtype. None for a refused tensor.
   std::optional<Destination> read_rows(const pybind11::object& rows) const;

@@ -8,16 +8,16 @@ prints its tracebacks.
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hang_guard import run_in_child
 
 from vitcache import Chunk, EmbeddingCache, Item, KeyThreads, Span, VisionPipeline, content_key
 
@@ -97,24 +97,6 @@ class Scene:
             owner.close()
 
 
-def in_child(check: Callable[[], None]) -> int:
-    """Return the exit code of a child that calls `check`; negative if it was ended because it hung."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            faulthandler.dump_traceback_later(HANG_SECONDS / 2)
-            signal.alarm(HANG_SECONDS)
-            check()
-            code = 0
-        except BaseException:
-            with suppress(Exception):
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def main() -> None:
     scene = Scene()
     threads = [threading.Thread(target=scene.work, args=(1000 * number,)) for number in range(NUM_THREADS)]
@@ -123,7 +105,7 @@ def main() -> None:
     healthy = 0
     for number in range(int(sys.argv[1])):
         time.sleep(0.003 * (number % 5))  # the fork meets the threads at another point
-        code = in_child(scene.check_child)
+        code = run_in_child(scene.check_child)
         healthy += code == 0
         if code:
             print(f"child {number} ended with {code}", flush=True)

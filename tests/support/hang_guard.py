@@ -51,12 +51,16 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def run_in_child(check: Callable[[], object]) -> int:
-    """Fork, call `check` in the child, and return its exit code: 0 if it returned, -SIGALRM if it hung."""
+    """Fork, call `check` in the child, and return its exit code: 0 if it returned, -SIGALRM if it hung.
+
+    A child that hangs prints its stacks.
+    """
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)
         try:
+            faulthandler.dump_traceback_later(SECONDS / 2, file=sys.__stderr__)
             check()
             os._exit(0)
         except BaseException:

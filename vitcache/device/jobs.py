@@ -107,16 +107,16 @@ class Job(Future[_T]):
         return super().exception(0)
 
     def _wait(self, timeout: float | None) -> None:
-        """Wait until the job is done, or for `timeout` seconds.
+        """Wait until the job is done. Raises TimeoutError after `timeout` seconds.
 
-        The wait of a future is one for a condition. If a signal handler interrupts it at its end, the caller
-        can get the error of a lock that is released twice, in place of the handler's exception. This wait is
-        one of C code. It has a limit, because a signal that arrives before it begins does not wake it.
+        A `Future` waits for a condition. If a signal handler interrupts this wait at its end, the caller can
+        get the error of a lock that is released twice, in place of the handler's exception. `acquire` waits
+        in C code. It has a limit, because a signal that arrives before it begins does not wake it.
         """
         end = None if timeout is None else monotonic() + timeout
         while not self.done():
             left = _CHECK_SECONDS if end is None else min(end - monotonic(), _CHECK_SECONDS)
             if left <= 0:
-                return
+                raise TimeoutError
             if self._running.acquire(timeout=left):
                 self._running.release()  # if an interrupt skips this, other waits end at their limit

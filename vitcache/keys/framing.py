@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -47,7 +46,10 @@ class Frames:
             If the storage of a tensor has been freed or is too small. If a list contains itself, or is nested
             too deeply for Python's stack.
         """
-        self._add_nested(self._add_feature, value, path)
+        try:
+            self._add_feature(value, path)
+        except RecursionError:
+            raise _too_deep(path) from None
 
     def _add_feature(self, value: Any, path: str) -> None:
         if isinstance(value, _ARRAYS):
@@ -66,7 +68,10 @@ class Frames:
 
     def add_value(self, value: Any, path: str) -> None:
         """Add a value of `extra`. Raises as `add_feature`."""
-        self._add_nested(self._add_value, value, path)
+        try:
+            self._add_value(value, path)
+        except RecursionError:
+            raise _too_deep(path) from None
 
     def _add_value(self, value: Any, path: str) -> None:
         if value is None:
@@ -99,12 +104,6 @@ class Frames:
         contents = digests_of((array.blocks for array in self.arrays), num_threads) if self.arrays else []
         return digest_of(b"".join((*self.nodes, *contents)))
 
-    def _add_nested(self, add: Callable[[Any, str], None], value: Any, path: str) -> None:
-        try:
-            add(value, path)
-        except RecursionError:
-            raise ValueError(f"{path} contains itself, or is nested too deeply") from None
-
     def _add_array(self, array: HashedArray) -> None:
         self.nodes.append(array_nodes(array.dtype, array.shape))
         self.arrays.append(array)
@@ -122,6 +121,10 @@ class Frames:
         for text in sorted(parts):
             self.nodes.append(text_node(text))
             self._add_value(parts[text], f"{path}[{text!r}]")
+
+
+def _too_deep(path: str) -> ValueError:
+    return ValueError(f"{path} contains itself, or is nested too deeply")
 
 
 def version_node(form: str) -> bytes:

@@ -19,8 +19,6 @@ from vitcache.keys.content import content_key
 from vitcache.keys.hash_shares import HashShares
 from vitcache.keys.namespace import Namespace
 
-MAX_THREADS = 1024
-
 # One core hashes the feature of a 1280x720 image in 9 ms; an H100 encodes the image in 27 ms.
 _DEFAULT_THREADS = 4
 MAX_THREADS = 1024
@@ -56,9 +54,8 @@ class KeyThreads:
     and `Future.result`. It leaves no lock acquired and no thread that cannot end. Other threads can submit
     items and get their keys. If `submit` or `submit_many` raises, its items are cancelled, except those that
     a thread has started. If `close` raises, a second call does the rest; `on_done` may not have been called
-    with the item that was being cancelled. In rare cases `Future.result` raises RuntimeError in place of the
-    interrupt, which is its `__context__`: the lock of the standard library was released at that point. In
-    early versions of Python 3.14, an interrupt can leave any lock acquired (see `vitcache.device.jobs`).
+    with the item that was being cancelled. In early versions of Python 3.14, an interrupt can leave any lock
+    acquired (see `vitcache.device.jobs`).
 
     Parameters
     ----------

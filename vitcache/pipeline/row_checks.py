@@ -7,33 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.placement.call_checks import is_traced
-from vitcache.rows import DTYPE_NAMES, can_be_stored, check_extent
-
-
-def as_plain_tensor(rows: Any, expected: str) -> Tensor:
-    """Return a tensor without its subclass and without gradients; it shares the memory of `rows`.
-
-    A subclass of `torch.Tensor` can override every method that a step calls on rows.
-
-    Parameters
-    ----------
-    expected
-        The beginning of the message of an error, such as "rows must be a tensor".
-
-    Raises
-    ------
-    TypeError
-        If `rows` is not a tensor, or is of a subclass without memory of its own, such as a `FakeTensor`.
-    """
-    if not isinstance(rows, Tensor):
-        raise TypeError(f"{expected}, got {type(rows).__name__}")
-    if type(rows) is Tensor:
-        return rows.detach()
-    if is_traced(rows):
-        raise TypeError(f"{expected} whose memory can be read, got {type(rows).__name__}")
-    with torch._C.DisableTorchFunctionSubclass():
-        return Tensor.as_subclass(Tensor.detach(rows), Tensor)
+from vitcache.rows import DTYPE_NAMES, can_be_stored, check_extent, plain_tensor
 
 
 def check_storable(rows: Tensor, expected: str) -> None:
@@ -50,12 +24,14 @@ def check_encoded_rows(rows: Any, width: int, device: torch.device) -> Tensor:
     Raises
     ------
     TypeError
-        If `rows` is not a dense tensor of a supported dtype.
+        If `rows` is not a dense tensor of a supported dtype, or has no memory of its own.
     ValueError
         If `rows` is on another device, is not of shape ``(n, width)``, or has elements outside of its
         storage.
     """
-    plain = as_plain_tensor(rows, "encode must return a tensor per item")
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"encode must return a tensor per item, got {type(rows).__name__}")
+    plain = plain_tensor("a result of encode", rows).detach()
     if plain.device != device:
         raise ValueError(f"encode must return rows on {device}, got rows on {plain.device}")
     check_storable(plain, "encode must return")
@@ -73,7 +49,9 @@ def check_precomputed_rows(rows: Any, num_rows: int, width: int) -> Tensor:
     TypeError, ValueError
         As `check_encoded_rows`.
     """
-    plain = as_plain_tensor(rows, "rows must be a tensor")
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")
+    plain = plain_tensor("rows", rows).detach()
     check_storable(plain, "rows must be")
     if plain.dim() != 2 or len(plain) != num_rows:  # an in-place `resize_` after the item was made
         raise ValueError(f"rows must have shape ({num_rows}, {width}), got {tuple(plain.shape)}")

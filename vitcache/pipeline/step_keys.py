@@ -125,8 +125,10 @@ def _next_done(
     A thread that closes `KeyThreads` may be interrupted after it has cancelled a future and before it has
     put it into `done`. So the futures themselves are read from time to time, too.
 
-    If no future is done for a while, this thread runs the first of them that no thread has started: the
-    threads may be busy for long, and may even wait for this thread.
+    If no future is done for a while, this thread runs the first of them that no thread has started. All key
+    threads may load features that wait for this thread: for example, features that call another pipeline,
+    whose encoder this thread has. No wait for a turn can refuse that, because no thread runs a job of this
+    one yet. Nor can the threads tell a slow feature from such a wait, so the time decides.
     """
     while True:
         try:

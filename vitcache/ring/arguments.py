@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitcache.rows import check_extent
+from vitcache.rows import check_extent, plain_tensor
 
 
 class StridedView(NamedTuple):
@@ -41,7 +41,7 @@ def as_strided_view(src: Any) -> StridedView:
     """
     if isinstance(src, Tensor):
         refuse_gradients("src", src)
-        src = as_plain_tensor("src", src)
+        src = _as_dense("src", src)
         if src.device.type != "cpu":
             raise ValueError(
                 f"src is a {src.layout} tensor on {src.device}, it must be a dense tensor on the CPU"
@@ -76,7 +76,7 @@ def check_destination(dst: Any, device: torch.device) -> Tensor:
     if not isinstance(dst, Tensor):
         raise TypeError(f"dst must be a tensor, got {type(dst).__name__}")
     refuse_gradients("dst", dst)
-    plain = as_plain_tensor("dst", dst)
+    plain = _as_dense("dst", dst)
     if plain.device != device:
         raise ValueError(f"dst is on {plain.device}, the ring copies to {device}")
     if not plain.is_contiguous():
@@ -89,26 +89,21 @@ def check_destination(dst: Any, device: torch.device) -> Tensor:
     return plain
 
 
-def as_plain_tensor(name: str, tensor: Tensor) -> Tensor:
-    """Return a `torch.Tensor` with the memory of `tensor`, whose class may override methods and attributes.
-
-    Later changes of the shape of `tensor` do not change the returned tensor.
+def _as_dense(name: str, tensor: Tensor) -> Tensor:
+    """Return a new plain tensor of the memory of `tensor`: later changes of its shape do not change this one.
 
     Raises
     ------
     TypeError
-        If `tensor` is of a class with a dispatch function, which may keep its elements elsewhere.
+        As `plain_tensor`.
     ValueError
         If `tensor` is not dense.
     """
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        raise TypeError(f"{name} is a {type(tensor).__qualname__}, a tensor without memory of its own")
-    if tensor.layout != torch.strided or tensor.is_nested:
-        kind = "nested" if tensor.is_nested else tensor.layout
-        raise ValueError(f"{name} is a {kind} tensor on {tensor.device}, it must be a dense tensor")
-    with torch._C.DisableTorchFunctionSubclass():
-        plain: Tensor = Tensor.as_subclass(Tensor.detach(tensor), Tensor)
-    return plain
+    plain = plain_tensor(name, tensor)
+    if plain.layout != torch.strided or plain.is_nested:
+        kind = "nested" if plain.is_nested else plain.layout
+        raise ValueError(f"{name} is a {kind} tensor on {plain.device}, it must be a dense tensor")
+    return plain.detach()
 
 
 def refuse_gradients(name: str, tensor: Tensor) -> None:

@@ -81,10 +81,14 @@ def in_feature(scene: Scene, use: Use) -> str:
 def in_child(scene: Scene, use: Use) -> str:
     """A forked child uses an object of its parent, whose threads use it at the time of the fork."""
     is_over = threading.Event()
+    failures: list[BaseException] = []
 
     def repeat() -> None:
-        while not is_over.is_set():
-            use()
+        try:
+            while not is_over.is_set():
+                use()
+        except BaseException as error:
+            failures.append(error)
 
     threads = [threading.Thread(target=repeat, daemon=True) for _ in range(2)]
     for thread in threads:
@@ -95,6 +99,8 @@ def in_child(scene: Scene, use: Use) -> str:
         is_over.set()
         for thread in threads:
             _join(thread)
+    if failures:
+        raise failures[0]
     return _one_of(found)
 
 
