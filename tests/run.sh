@@ -134,11 +134,11 @@ case $target in
     done
     ((failed)) || part "docs/models.md" "$python" tests/models_table.py "$results"
     ;;
-  # All soak tests are in one file, so tests, not files, are distributed to the processes.
   fuzz)
     part "fuzz, $1 s" fuzz "$1"
     part "random calls of a module with sanitizers" module_calls "$(($1 / 5))"
     ;;
+  # A few files have all soak tests, so tests, not files, are distributed to the processes.
   soak) part "soak" "${pytest[@]}" --dist load -m soak ;;
   *)
     echo "run.sh: expected test, oldest, newest, torch, models, soak or fuzz, got $target" >&2

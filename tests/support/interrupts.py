@@ -9,20 +9,26 @@ from types import FrameType
 from typing import Any
 
 
-def interrupt(call: Callable[[], object], line: int, files: Collection[str]) -> bool:
-    """Raise KeyboardInterrupt at the n-th line of a call that is in one of `files`.
+def raise_interrupt() -> None:
+    """Raise KeyboardInterrupt, as Python's handler of SIGINT does."""
+    raise KeyboardInterrupt
+
+
+def interrupt(
+    call: Callable[[], object],
+    line: int,
+    files: Collection[str],
+    handler: Callable[[], object] = raise_interrupt,
+) -> bool:
+    """Call `handler` at the n-th line of a call that is in one of `files`. By default, it interrupts.
 
     Returns
     -------
     bool
-        False if the call has fewer lines, so it was not interrupted.
+        False if the call has fewer lines, so the handler was not called.
     """
-
-    def stop() -> None:
-        raise KeyboardInterrupt
-
     try:
-        return act_at(call, line, files, stop)
+        return act_at(call, line, files, handler)
     except KeyboardInterrupt:
         return True
 
