@@ -310,7 +310,7 @@ def test_encode_of_a_prefetch_that_waits_for_a_claim_of_the_thread_that_waits_fo
     item = Item(feature(1, 2), Span(0, 2))
     with VisionPipeline(encode, cache) as pipeline:
         assert within_time(run) == 1
-    assert errors[0].startswith("Claim.wait would never return: it waits for the block of a Claim, which is")
+    assert errors[0].startswith("Claim.wait would never return: it waits for EmbeddingCache.claim")
 
 
 def test_prefetch_waits_for_its_submitter_which_waits_for_other_jobs_in_the_encoder() -> None:
