@@ -5,6 +5,8 @@ from __future__ import annotations
 import faulthandler
 import gc
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -375,3 +377,38 @@ def test_child_of_fork_keeps_the_turn_of_the_forking_thread_for_two_generations(
 
     with turn.of("embed"):
         assert run_in_child(check) == 0
+
+
+# The thread ends when the interpreter does, with the turn; then an object is freed that wants the turn.
+EXIT_WITH_A_TURN = """
+import builtins, os, threading, time
+from vitcache._native import Turn
+turn, held = Turn("the encoder"), threading.Event()
+
+def hold():
+    with turn.of("embed"):
+        held.set()
+        while True:
+            time.sleep(0.001)
+
+class Late:
+    turn, write = turn, os.write
+
+    def __del__(self):
+        try:
+            with self.turn.of("stats"):
+                pass
+        except RuntimeError as error:
+            self.write(1, str(error).encode())
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+builtins.late = Late()
+"""
+
+
+def test_wait_for_a_daemon_thread_at_the_end_of_the_interpreter_raises() -> None:
+    command = [sys.executable, "-c", EXIT_WITH_A_TURN]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert process.stdout.startswith("stats would never return: it waits for embed"), process.stderr
+    assert process.returncode == 0
