@@ -94,7 +94,8 @@ std::shared_ptr<Ticket> copy(BoundRing& self, const py::object& destination, con
   struct EndQueueing {
     CopiesInFlight& in_flight;
     CopiesInFlight::Copy& copy;
-    ~EndQueueing() {  // also after a timeout: pieces of the copy may be in flight
+    ~EndQueueing() {                        // also after a timeout: pieces of the copy may be in flight
+      if (PyGILState_Check() == 0) return;  // the interpreter ends, and unwinds this daemon thread
       copy.is_queueing = false;
       in_flight.reap();
     }

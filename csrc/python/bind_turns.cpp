@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "python/bindings.h"
 #include "python/claim.h"
@@ -69,8 +70,13 @@ void bind_turns(py::module_& module) {
     if (call.empty()) return std::nullopt;
     return call;
   });
-  module.def("waits_for_jobs",
-             [] { return std::make_unique<Block<JobWait>>([] { return std::make_unique<JobWait>(); }); });
+  module.def(
+      "waits_for_jobs",
+      [](std::optional<std::vector<unsigned long>> thread_ids) {
+        return std::make_unique<Block<JobWait>>(
+            [thread_ids = std::move(thread_ids)] { return std::make_unique<JobWait>(thread_ids); });
+      },
+      py::arg("thread_ids") = std::nullopt);
   module.def(
       "acts_for",
       [](unsigned long thread_id) {

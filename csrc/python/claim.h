@@ -25,7 +25,7 @@ class ClaimOwner final : public Resource, public Claims::Token {
   void release();
 
  protected:
-  void take_back(const Waiter&) override {}
+  void offer() override {}  // `release` has granted all waits
 };
 
 // One caller's claim on a key.

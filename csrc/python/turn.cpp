@@ -26,7 +26,12 @@ std::optional<std::string> Turn::current() const {
 // enters again at once could keep it for ever.
 void Turn::hand_over() {
   leave();
-  Waiter* const next = first_waiter();
+  offer();
+}
+
+void Turn::offer() {
+  if (holder() != 0) return;
+  Waiter* const next = first_ready_waiter();
   if (next == nullptr) return;
   take(next->thread, next->call);
   grant(*next);

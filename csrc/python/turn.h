@@ -27,7 +27,7 @@ class Turn final : public Resource {
   void abandon() override { hand_over(); }
 
  protected:
-  void take_back(const Waiter&) override { hand_over(); }
+  void offer() override;
 
  private:
   void hand_over();

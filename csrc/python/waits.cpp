@@ -11,6 +11,7 @@
 #include <new>
 #include <stdexcept>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -65,6 +66,14 @@ void keep_only(std::vector<T*>& list, ThreadNumber thread) {
              list.end());
 }
 
+bool is_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
 void wake(const Waiter& waiter) { PyThread_release_lock(static_cast<PyThread_type_lock>(waiter.lock)); }
 
 // Follows waits from a resource or a thread up to a thread `target`.
@@ -91,7 +100,7 @@ class Search {
     for (const JobWait* wait : registry().job_waits) {
       if (wait->thread != thread || wait->since < since || !seen_.insert(wait).second) continue;
       for (const JobRun* run : registry().job_runs) {
-        if (run->submitter != wait->ident || run->thread == thread) continue;
+        if (!wait->is_for(*run)) continue;
         if (run->thread == target_ || thread_needs_target(run->thread, run->since)) return true;
       }
     }
@@ -173,6 +182,12 @@ Waiter* Resource::first_waiter() const {
   return nullptr;
 }
 
+Waiter* Resource::first_ready_waiter() const {
+  for (Waiter* waiter : registry().waiters)
+    if (waiter->resource == this && waiter->is_waiting() && !waiter->runs_handler) return waiter;
+  return nullptr;
+}
+
 std::int64_t Resource::num_waiting() const {
   return std::count_if(registry().waiters.begin(), registry().waiters.end(),
                        [&](const Waiter* each) { return each->resource == this && each->is_waiting(); });
@@ -185,12 +200,15 @@ void Resource::grant(Waiter& waiter) {
 
 bool Resource::wait(const std::string& call, std::optional<double> timeout_s) {
   if (!timeout_s) refuse_endless(*this, call);
+  if (is_finalizing())
+    throw std::runtime_error(call + " would never return: it waits for " + holder_call() + ", which " +
+                             use() + ", and the interpreter has ended that thread");
   PyThread_type_lock lock = PyThread_allocate_lock();
   if (lock == nullptr) throw std::bad_alloc();
   PyThread_acquire_lock(lock, WAIT_LOCK);
   // On the heap: if the interpreter ends, the thread may end in `PyEval_RestoreThread`, and its stack with
   // it.
-  auto* const waiter = new Waiter{this_thread(), ++registry().now, this, call, lock, false, {}};
+  auto* const waiter = new Waiter{this_thread(), ++registry().now, this, call, lock, false, {}, false};
   registry().waiters.push_back(waiter);
   const auto deadline = Clock::now() + std::chrono::duration<double>(timeout_s.value_or(0));
   const bool runs_handlers = syscall(SYS_gettid) == getpid();  // the main thread, as in Python
@@ -203,28 +221,34 @@ bool Resource::wait(const std::string& call, std::optional<double> timeout_s) {
     const PyLockStatus status =
         PyThread_acquire_lock_timed(lock, static_cast<PY_TIMEOUT_T>(std::max(left, 0.0)), 1);
     PyEval_RestoreThread(state);
-    if (status != PY_LOCK_ACQUIRED) is_interrupted = PyErr_CheckSignals() < 0;
-    settle_forks();  // a signal handler may have forked
+    if (status != PY_LOCK_ACQUIRED && waiter->is_waiting()) {
+      waiter->runs_handler = true;
+      is_interrupted = PyErr_CheckSignals() < 0;
+      settle_forks();  // the handler may have forked
+      waiter->runs_handler = false;
+      if (!is_interrupted) offer();
+    }
     is_late = timeout_s && Clock::now() >= deadline;
   }
   const Waiter result = *waiter;
   erase(registry().waiters, waiter);
   delete waiter;
   PyThread_free_lock(lock);
-  if (is_interrupted) {
-    if (result.is_granted) take_back(result);
-    throw py::error_already_set();
-  }
+  if (is_interrupted) throw py::error_already_set();
   if (!result.refusal.empty()) throw std::runtime_error(result.refusal);
   return result.is_granted;
 }
 
-JobWait::JobWait() : thread(this_thread()), since(++registry().now), ident(PyThread_get_thread_ident()) {
+JobWait::JobWait(std::optional<std::vector<unsigned long>> runners)
+    : thread(this_thread()),
+      since(++registry().now),
+      ident_(PyThread_get_thread_ident()),
+      runners_(std::move(runners)) {
   settle_forks();
   registry().job_waits.push_back(this);
   const std::vector<JobRun*> runs = registry().job_runs;
   for (const JobRun* run : runs) {
-    if (run->submitter != ident || run->thread == thread) continue;
+    if (!is_for(*run)) continue;
     while (true) {
       Search search(thread);
       if (!search.thread_needs_target(run->thread, run->since)) break;
@@ -241,10 +265,19 @@ JobWait::JobWait() : thread(this_thread()), since(++registry().now), ident(PyThr
   }
 }
 
+bool JobWait::is_for(const JobRun& run) const {
+  if (run.thread == thread) return false;
+  if (!runners_) return run.submitter == ident_;
+  return std::find(runners_->begin(), runners_->end(), run.ident) != runners_->end();
+}
+
 JobWait::~JobWait() { erase(registry().job_waits, this); }
 
 JobRun::JobRun(unsigned long submitter_ident)
-    : thread(this_thread()), since(++registry().now), submitter(submitter_ident) {
+    : thread(this_thread()),
+      since(++registry().now),
+      ident(PyThread_get_thread_ident()),
+      submitter(submitter_ident) {
   settle_forks();
   registry().job_runs.push_back(this);
 }

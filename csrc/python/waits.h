@@ -7,10 +7,10 @@
 #pragma once
 
 #include <cstdint>
-#include <list>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace vitcache {
 
@@ -32,7 +32,8 @@ struct Waiter {
   std::string call;
   void* lock;  // of PyThread: acquired until the thread is woken
   bool is_granted = false;
-  std::string refusal;  // why the thread must not wait any longer
+  std::string refusal;        // why the thread must not wait any longer
+  bool runs_handler = false;  // of a signal, during the wait
 
   bool is_waiting() const { return !is_granted && refusal.empty(); }
 };
@@ -56,8 +57,9 @@ class Resource {
   virtual void abandon() = 0;
 
   // Returns whether the wait was granted, at once if the resource is free; false after `timeout_s` seconds.
-  // Throws std::runtime_error if the wait would never end, unless it has a time limit. Throws
-  // pybind11::error_already_set if a signal handler raises; then nothing was granted.
+  // Throws std::runtime_error if the wait would never end, unless it has a time limit, and if the interpreter
+  // ends, which ends all other threads. Throws pybind11::error_already_set if a signal handler raises; then
+  // nothing was granted.
   bool wait(const std::string& call, std::optional<double> timeout_s);
 
  protected:
@@ -66,9 +68,12 @@ class Resource {
   void leave() { holder_ = 0; }
   // The thread that has waited longest, or null.
   Waiter* first_waiter() const;
+  // The same of the threads that run no signal handler during the wait. Such a handler may itself wait, for
+  // this resource or for a thread that needs it, so its thread gets no resource before the handler ends.
+  Waiter* first_ready_waiter() const;
   static void grant(Waiter& waiter);
-  // A granted wait ended with an exception of a signal handler.
-  virtual void take_back(const Waiter& waiter) = 0;
+  // Grants a wait if the resource is free: a waiter was not ready when the resource became free.
+  virtual void offer() = 0;
 
  private:
   ThreadNumber holder_ = 0;
@@ -76,23 +81,8 @@ class Resource {
   std::string call_;
 };
 
-// While it exists, its thread waits for the jobs that it submitted to other threads.
-//
-// If a thread that runs one of these jobs waits for this thread, that wait is refused.
-class JobWait {
- public:
-  // Throws std::runtime_error if the jobs wait for this thread and none of these waits can be refused.
-  JobWait();
-  ~JobWait();
-  JobWait(const JobWait&) = delete;
-  JobWait& operator=(const JobWait&) = delete;
-
-  ThreadNumber thread;
-  Moment since;
-  unsigned long ident;  // threading.get_ident()
-};
-
-// While it exists, its thread runs a job of the thread `submitter`, a value of threading.get_ident().
+// While it exists, its thread runs a job of the thread `submitter`, a value of threading.get_ident(). 0: no
+// thread waits for the job as its submitter.
 class JobRun {
  public:
   explicit JobRun(unsigned long submitter);
@@ -102,7 +92,30 @@ class JobRun {
 
   ThreadNumber thread;
   Moment since;
+  unsigned long ident;  // threading.get_ident()
   unsigned long submitter;
+};
+
+// While it exists, its thread waits for jobs: for all jobs of the threads `runners`, values of
+// threading.get_ident(), or without `runners` for those that it submitted to other threads.
+//
+// If a thread that runs one of these jobs waits for this thread, that wait is refused.
+class JobWait {
+ public:
+  // Throws std::runtime_error if the jobs wait for this thread and none of these waits can be refused.
+  explicit JobWait(std::optional<std::vector<unsigned long>> runners);
+  ~JobWait();
+  JobWait(const JobWait&) = delete;
+  JobWait& operator=(const JobWait&) = delete;
+
+  bool is_for(const JobRun& run) const;
+
+  ThreadNumber thread;
+  Moment since;
+
+ private:
+  unsigned long ident_;
+  std::optional<std::vector<unsigned long>> runners_;
 };
 
 // The number of forks between the first process and this one.

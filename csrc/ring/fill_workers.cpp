@@ -22,6 +22,9 @@ FillWorkers::FillWorkers(int num_threads) {
     throw std::runtime_error("num_threads is " + std::to_string(num_threads) + ", but only " +
                              std::to_string(threads_.size()) +
                              " threads could be started: " + error.code().message());
+  } catch (...) {  // no memory: a thread that is not joined would end the process
+    stop();
+    throw;
   }
 }
 

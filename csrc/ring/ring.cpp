@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <new>
 #include <utility>
 
 #include "runtime/device_guard.h"
@@ -200,10 +201,7 @@ Ring::Slot Ring::wait_for_slot(const Waiters::iterator& waiter, const Deadline& 
     if (interrupts.is_due()) {
       waiter->is_away = true;
       changed_.notify_all();
-      {
-        const Unlock unlock(mutex_);
-        interrupts.run();
-      }
+      run(interrupts);
       waiter->is_away = false;
     } else if (is_next) {
       changed_.wait_for(mutex_, kPoll);
@@ -214,7 +212,20 @@ Ring::Slot Ring::wait_for_slot(const Waiters::iterator& waiter, const Deadline& 
   }
 }
 
+void Ring::run(Interrupts& interrupts) {
+  const Unlock unlock(mutex_);
+  struct RenewInChild {
+    Ring& ring;
+    ~RenewInChild() {  // another thread of the parent may have held the mutex
+      if (ring.is_forked()) new (&ring.mutex_) Mutex();
+    }
+  } const renew_in_child{*this};
+  interrupts.run();
+  check_process();
+}
+
 void Ring::remove_waiter(const Waiters::iterator& waiter) {
+  if (is_forked()) return;  // a thread of the parent may have been changing the list
   waiters_.erase(waiter);
   changed_.notify_all();
 }
@@ -298,6 +309,7 @@ void Ring::begin_copy() {
 }
 
 void Ring::end_copy() {
+  if (is_forked()) return;
   const Lock lock(mutex_);
   copying_.erase(std::find(copying_.begin(), copying_.end(), std::this_thread::get_id()));
   changed_.notify_all();
@@ -314,12 +326,10 @@ void Ring::close(Interrupts interrupts) {
     changed_.notify_all();
     while (!freed_ && (!copying_.empty() || reading_ > 0 || !slots_.empty())) {
       if (retire_oldest(true)) continue;
-      if (interrupts.is_due()) {
-        const Unlock unlock(mutex_);
-        interrupts.run();
-      } else {
+      if (interrupts.is_due())
+        run(interrupts);
+      else
         changed_.wait_for(mutex_, kPoll);
-      }
     }
     if (std::exchange(freed_, true)) return;
   }

@@ -142,6 +142,9 @@ class Ring {
   Slot wait_for_slot(const Waiters::iterator& waiter, const Deadline& deadline, Interrupts& interrupts)
       VITCACHE_REQUIRES(mutex_);
   bool is_first(const Waiters::iterator& waiter) VITCACHE_REQUIRES(mutex_);
+  // Unlocks the mutex for the interrupts. Throws std::runtime_error if they forked and this is the child, in
+  // which the wait would never end.
+  void run(Interrupts& interrupts) VITCACHE_REQUIRES(mutex_);
   void remove_waiter(const Waiters::iterator& waiter) VITCACHE_REQUIRES(mutex_);
   Slot next_slot(std::size_t bytes) const VITCACHE_REQUIRES(mutex_);
   bool fits(const Slot& slot) const VITCACHE_REQUIRES(mutex_);

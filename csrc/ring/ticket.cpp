@@ -48,7 +48,9 @@ void Ticket::synchronize(Interrupts interrupts) const {
       std::this_thread::yield();
     else
       std::this_thread::sleep_for(kPoll);
-    if (interrupts.is_due()) interrupts.run();
+    if (!interrupts.is_due()) continue;
+    interrupts.run();
+    check();  // the interrupt may have forked, and this may be the child
   }
 }
 

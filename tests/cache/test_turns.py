@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,20 +149,21 @@ def test_wait_of_a_turn_raises_the_error_of_a_signal_handler() -> None:
     assert turn.holder is None
 
 
-def test_turn_that_is_granted_while_a_signal_handler_raises_is_handed_on() -> None:
+def test_turn_that_becomes_free_while_a_signal_handler_raises_is_free_afterwards() -> None:
     turn, leave = Turn("the encoder"), threading.Event()
     holder = Running(enter(turn, "embed", leave.wait))
     wait_until(lambda: turn.holder)
     sender = Running(signal_main_thread_when(lambda: turn.num_waiting))
 
-    def grant_and_stop() -> None:
+    def leave_and_stop() -> None:
         leave.set()
-        wait_until(lambda: turn.holder == "place")
+        wait_until(lambda: turn.holder is None)
+        assert Running(enter(turn, "of another thread")).results() == [None]
         raise Stop
 
-    with signal_handler(grant_and_stop), pytest.raises(Stop):
+    with signal_handler(leave_and_stop), pytest.raises(Stop):
         enter(turn, "place")()
-    assert turn.holder is None
+    assert (turn.holder, turn.num_waiting) == (None, 0)
     assert holder.results() + sender.results() == [None, None]
 
 
@@ -178,6 +182,65 @@ def test_signal_handler_takes_another_turn_during_a_wait() -> None:
         enter(turn, "place", lambda: holders.append(turn.holder))()
     assert holders == ["handler", "place"]
     assert holder.results() + sender.results() == [None, None]
+
+
+def test_signal_handler_takes_the_turn_that_its_thread_waits_for() -> None:
+    turn, held, leave, order = Turn("the encoder"), threading.Event(), threading.Event(), []
+
+    def nested() -> None:
+        running.append(Running(leave_when_two_wait))
+        enter(turn, "call of the handler", lambda: order.append(turn.holder))()
+
+    def leave_when_two_wait() -> None:
+        wait_until(lambda: turn.num_waiting == 2)
+        leave.set()
+
+    def wait() -> None:
+        held.set()
+        leave.wait(60)
+
+    running = [Running(enter(turn, "first", wait))]
+    assert held.wait(60)
+    faulthandler.dump_traceback_later(60, exit=True)  # the main thread itself would wait for ever
+    with signal_handler(nested):
+        running.append(Running(signal_main_thread_when(lambda: turn.num_waiting == 1)))
+        enter(turn, "second", lambda: order.append(turn.holder))()
+    faulthandler.cancel_dump_traceback_later()
+    assert order == ["call of the handler", "second"]
+    assert [each.results() for each in running] == [[None]] * 3
+    assert turn.holder is None
+
+
+def test_turn_is_not_given_to_a_thread_whose_signal_handler_waits() -> None:
+    turn, other, order = Turn("the encoder"), Turn("the decoder"), []
+    held, leave = threading.Barrier(3), threading.Event()
+
+    def nested() -> None:
+        running.append(Running(leave_when_both_wait))
+        enter(other, "call of the handler", lambda: order.append("handler"))()
+
+    def leave_when_both_wait() -> None:
+        wait_until(lambda: turn.num_waiting == other.num_waiting == 1)
+        leave.set()
+
+    def hold_turn() -> None:
+        held.wait(60)
+        leave.wait(60)
+
+    def hold_other() -> None:  # and take the turn once it is free, or would be the interrupted thread's
+        held.wait(60)
+        wait_until(lambda: turn.holder != "first")
+        enter(turn, "third", lambda: order.append("third"))()
+
+    running = [Running(enter(turn, "first", hold_turn), enter(other, "second", hold_other))]
+    held.wait(60)
+    faulthandler.dump_traceback_later(60, exit=True)
+    with signal_handler(nested):
+        running.append(Running(signal_main_thread_when(lambda: turn.num_waiting == 1)))
+        enter(turn, "interrupted", lambda: order.append("interrupted"))()
+    faulthandler.cancel_dump_traceback_later()
+    assert order == ["third", "handler", "interrupted"]
+    assert [each.results() for each in running] == [[None, None], [None], [None]]
 
 
 def test_turn_is_left_when_its_use_is_freed_without_an_exit() -> None:
@@ -236,6 +299,38 @@ def test_job_of_another_thread_waits_for_a_turn() -> None:
     assert running.results() == [None]
 
 
+def test_job_that_its_submitter_does_not_wait_for_waits_for_a_turn() -> None:
+    turn, submitter = Turn("the encoder"), threading.get_ident()
+
+    def job() -> None:
+        with acts_for(submitter):
+            enter(turn, "embed of the job")()
+
+    with turn.of("embed"):
+        running = Running(job)
+        wait_until(lambda: turn.num_waiting)
+        with waits_for_jobs([submitter]):
+            assert turn.num_waiting == 1
+    assert running.results() == [None]
+
+
+def test_job_that_waits_for_a_thread_that_waits_for_all_jobs_of_it_raises() -> None:
+    turn, idents = Turn("the encoder"), []
+
+    def job() -> None:
+        idents.append(threading.get_ident())
+        with acts_for(0):
+            enter(turn, "embed of the job")()
+
+    with turn.of("embed"):
+        running = Running(job)
+        wait_until(lambda: turn.num_waiting)
+        with waits_for_jobs(idents):
+            [error] = running.results()
+    assert isinstance(error, RuntimeError)
+    assert str(error).endswith("and waits for a job that this thread runs")
+
+
 def test_child_of_fork_finds_turns_and_claims_of_other_threads_free() -> None:
     turn, cache, leave = Turn("the encoder"), make_cache(), threading.Event()
     claims: list[Claim] = []
@@ -282,3 +377,38 @@ def test_child_of_fork_keeps_the_turn_of_the_forking_thread_for_two_generations(
 
     with turn.of("embed"):
         assert run_in_child(check) == 0
+
+
+# The thread ends when the interpreter does, with the turn; then an object is freed that wants the turn.
+EXIT_WITH_A_TURN = """
+import builtins, os, threading, time
+from vitcache._native import Turn
+turn, held = Turn("the encoder"), threading.Event()
+
+def hold():
+    with turn.of("embed"):
+        held.set()
+        while True:
+            time.sleep(0.001)
+
+class Late:
+    turn, write = turn, os.write
+
+    def __del__(self):
+        try:
+            with self.turn.of("stats"):
+                pass
+        except RuntimeError as error:
+            self.write(1, str(error).encode())
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+builtins.late = Late()
+"""
+
+
+def test_wait_for_a_daemon_thread_at_the_end_of_the_interpreter_raises() -> None:
+    command = [sys.executable, "-c", EXIT_WITH_A_TURN]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert process.stdout.startswith("stats would never return: it waits for embed"), process.stderr
+    assert process.returncode == 0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from caches import make_cache
+from hang_guard import wait_until
 from interrupts import interrupt, raise_interrupt
 from pipeline_scene import Tower, feature, make_ids, make_weight
 
@@ -277,3 +278,53 @@ def test_workers_that_are_gone_leave_no_ident(monkeypatch: pytest.MonkeyPatch) -
         assert worker_threads._workers > before
     assert worker_threads._workers <= before
     assert not worker_threads.runs_job_here()
+
+
+@pytest.mark.parametrize("waits", ["wait", "close"])
+def test_encode_of_a_prefetch_that_waits_for_a_claim_of_the_thread_that_waits_for_it_raises(
+    waits: str,
+) -> None:
+    cache, key = make_cache(), bytes(range(32))
+    is_waiting, errors, handles = threading.Event(), [], []
+
+    def encode(features: list[torch.Tensor], items: list[Item]) -> list[torch.Tensor]:
+        is_waiting.set()
+        try:
+            cache.claim(key).wait()
+        except RuntimeError as error:
+            errors.append(str(error))
+        return Tower()(features, items)
+
+    def run() -> int:
+        with cache.claim(key):
+            submit = threading.Thread(target=lambda: handles.append(pipeline.prefetch([Chunk([item], 0, 8)])))
+            submit.start()
+            submit.join()
+            assert is_waiting.wait(SECONDS)
+            if waits == "wait":
+                handles[0].wait()
+            else:
+                pipeline.close()
+        return len(errors)
+
+    item = Item(feature(1, 2), Span(0, 2))
+    with VisionPipeline(encode, cache) as pipeline:
+        assert within_time(run) == 1
+    assert errors[0].startswith("Claim.wait would never return: it waits for EmbeddingCache.claim")
+
+
+def test_prefetch_waits_for_its_submitter_which_waits_for_other_jobs_in_the_encoder() -> None:
+    with VisionPipeline(Tower(), make_cache()) as other:
+
+        def encode(features: list[torch.Tensor], items: list[Item]) -> list[torch.Tensor]:
+            if not handles:
+                handles.append(pipeline.prefetch([Chunk([Item(feature(2, 2), Span(0, 2))], 0, 8)]))
+                wait_until(lambda: pipeline._runner.turn.num_waiting)
+                assert step(other, *[lambda n=n: feature(n, 2) for n in range(3, 7)]) == []
+            return Tower()(features, items)
+
+        handles: list[Prefetch] = []
+        with VisionPipeline(encode, make_cache()) as pipeline:
+            assert step(pipeline, feature(1, 2)) == []
+            handles[0].wait(SECONDS)
+            assert len(pipeline.cache) == 2

@@ -59,3 +59,43 @@ print("faults:", faults)
 def test_forked_children_of_a_busy_process_refuse_the_ring_and_end():
     process = subprocess.run([sys.executable, "-c", BUSY_FORKS], capture_output=True, text=True, timeout=300)
     assert (process.returncode, process.stdout) == (0, "faults: 0\n"), process.stderr
+
+
+# The handler of the alarm forks while the main thread waits for a slot of a ring on hold.
+FORKS_IN_WAITS = """
+import os, signal, sys, torch
+from vitcache import PinnedRing
+ring = PinnedRing(1 << 14, num_threads=1, backend="host", piece_bytes=1 << 12)
+parent = os.getpid()
+
+class Stop(Exception):
+    pass
+
+def fork(*_):
+    child = os.fork()
+    if child:
+        print("code:", os.waitpid(child, 0)[1])
+        raise Stop
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(30)
+
+signal.signal(signal.SIGALRM, fork)
+hold = ring.hold()
+hold.__enter__()
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+try:
+    ring.copy_to(torch.zeros(30_000), torch.ones(30_000))
+except RuntimeError as error:
+    os._exit(0 if f"to process {parent}, this is process {os.getpid()}" in str(error) else 1)
+except Stop:
+    assert os.getpid() == parent
+hold.__exit__(None, None, None)
+ring.close()
+print("closed")
+"""
+
+
+def test_child_of_a_fork_inside_of_a_wait_for_a_slot_gets_an_error():
+    command = [sys.executable, "-c", FORKS_IN_WAITS]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.stdout == "code: 0\nclosed\n", process.stderr

@@ -47,14 +47,15 @@ class _Condition(threading.Condition):
 class Job(Future[_T]):
     """A future with the callable that computes its result. The first thread that calls `run` runs it.
 
-    Then the job does not refer to the callable any more.
+    Then the job does not refer to the callable any more. ``submitter_waits=False``: a wait of the thread that
+    made the job, for jobs that it made, is not one for this job.
     """
 
-    def __init__(self, work: Callable[[], _T]) -> None:
+    def __init__(self, work: Callable[[], _T], *, submitter_waits: bool = True) -> None:
         super().__init__()
         self._lock = new_lock()
         self._condition = _Condition(self._lock)
-        self._submitter = threading.get_ident()
+        self._submitter = threading.get_ident() if submitter_waits else 0
         self._running = running = _thread.allocate_lock()  # acquired until the job is done
         running.acquire()
         self.add_done_callback(lambda _: running.release())

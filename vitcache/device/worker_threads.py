@@ -193,7 +193,7 @@ class WorkerThreads:
         with self._starting:  # later, no thread is started
             threads = tuple(self.threads)
         if not holds_job and not runs_job_here() and current_turn() is None:
-            with waits_for_jobs():
+            with waits_for_jobs([thread.ident for thread in threads if thread.ident is not None]):
                 for thread in threads:
                     while thread.is_alive():
                         thread.join(_CHECK_SECONDS)

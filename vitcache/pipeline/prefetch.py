@@ -7,9 +7,10 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
+from threading import Thread
 from weakref import WeakSet
 
-from vitcache._native import current_turn
+from vitcache._native import current_turn, waits_for_jobs
 from vitcache.arguments import to_timeout
 from vitcache.device.jobs import Job
 from vitcache.device.worker_threads import NoThreadError, WorkerThreads, runs_job_here
@@ -50,6 +51,7 @@ class Prefetch:
         self.is_refused = False
         self.is_cancelled = False
         self._job: Job[None] | None = None
+        self._threads: set[Thread] = set()  # those of the worker
 
     def cancel(self) -> None:
         """Stop the prefetch after the micro-batch that is being encoded. Does nothing if it is done already.
@@ -93,7 +95,11 @@ class Prefetch:
                 f"Prefetch.wait was called from inside {caller}: the prefetch may wait for its end"
             )
         try:
-            job.result(timeout_s)
+            if timeout_s is not None:
+                job.result(timeout_s)
+            else:
+                with waits_for_jobs([thread.ident for thread in self._threads if thread.ident is not None]):
+                    job.result()
         except CancelledError:
             return
         except TimeoutError:
@@ -142,7 +148,9 @@ class PrefetchWorker:
         if len(self._handles) >= MAX_UNFINISHED:
             handle.is_refused = True
             return handle
-        job = handle._job = Job(partial(_run, work, handle))
+        # The caller's own waits for key threads are none for a prefetch.
+        job = handle._job = Job(partial(_run, work, handle), submitter_waits=False)
+        handle._threads = self.workers.threads
         self._handles.add(handle)
         try:
             self.workers.queue(job)
