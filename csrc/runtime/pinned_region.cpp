@@ -51,9 +51,10 @@ PinnedRegion::PinnedRegion(SharedRuntime runtime, std::size_t bytes, int num_thr
       "cannot page-lock " + std::to_string(bytes) + " bytes: " + describe_available_host_bytes());
   bytes_ = (bytes + page_bytes - 1) / page_bytes * page_bytes;
   void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const int reason = errno;  // the description below reads files, which sets errno
   VITCACHE_CHECK(memory != MAP_FAILED, OutOfMemory,
                  "cannot allocate " + std::to_string(bytes_) + " bytes: " +
-                     std::generic_category().message(errno) + "; " + describe_available_host_bytes());
+                     std::generic_category().message(reason) + "; " + describe_available_host_bytes());
   data_ = static_cast<std::byte*>(memory);
   try {
     // If a forked child shared the pages, a write of the parent would move the data to a copy of the page
