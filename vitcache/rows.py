@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -76,12 +77,19 @@ def plain_tensor(name: str, tensor: Tensor) -> Tensor:
     Raises
     ------
     TypeError
-        If the class has a dispatch function: its elements may be elsewhere, or nowhere.
+        If the class has a dispatch function, and its alias is not a plain tensor: its elements may be
+        elsewhere, or nowhere.
     """
     kind = type(tensor)
     if kind is Tensor or kind is Parameter:
         return tensor
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        # The lazy features of an attached model get their memory here.
+        alias: Any = None
+        with suppress(NotImplementedError):
+            alias = torch.ops.aten.alias.default(tensor)
+        if type(alias) is Tensor:
+            return alias
         raise TypeError(f"{name} is a {kind.__qualname__}, a tensor without memory of its own")
     with torch._C.DisableTorchFunctionSubclass():
         plain: Tensor = Tensor.as_subclass(tensor, Tensor)

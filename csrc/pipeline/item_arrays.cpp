@@ -13,13 +13,15 @@ void ItemArrays::add_span(std::int64_t start, std::int64_t length, std::int64_t 
   for (const auto& [name, value] : {std::pair<const char*, std::int64_t>{"start", start},
                                     {"length", length},
                                     {"source_start", source_start}}) {
-    if (value >= 0 && value <= kLargestToken) continue;
+    // No item has that many rows, so a larger `source_start` fails its item alone, in the step.
+    const bool is_limited = name != std::string_view("source_start");
+    if (value >= 0 && (value <= kLargestToken || !is_limited)) continue;
     const std::string label =
         "item " + std::to_string(position) + ": span " + name + " is " + std::to_string(value);
     if (value < 0) throw std::invalid_argument(label + ", it must be at least 0");
     throw std::out_of_range(label + ", it must be at most " + std::to_string(kLargestToken));
   }
-  spans_.push_back({start, position, length, source_start, number});
+  spans_.push_back({start, position, length, std::min(source_start, kLargestToken), number});
 }
 
 void ItemArrays::sort_spans() {

@@ -57,8 +57,8 @@ class ItemArrays {
   }
 
   // Adds a span of the last item. A span of length 0 covers no token and is left out. Throws
-  // std::invalid_argument, naming the item, if a number is negative, and std::out_of_range if it is larger
-  // than kLargestToken.
+  // std::invalid_argument, naming the item, if a number is negative, and std::out_of_range if `start` or
+  // `length` is larger than kLargestToken. A larger `source_start` is entered as kLargestToken.
   void add_span(std::int64_t start, std::int64_t length, std::int64_t source_start, std::int64_t number);
 
   // Call it once, after the last item and before any of the methods below.

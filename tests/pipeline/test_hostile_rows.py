@@ -169,7 +169,7 @@ def test_item_refuses_nested_rows() -> None:
         Item(None, Span(0, 2), rows=as_nested(torch.ones(2, HIDDEN)))
 
 
-@pytest.mark.parametrize("source_start", [2**50, 2**59, 2**60])
+@pytest.mark.parametrize("source_start", [2**50, 2**59, 2**60, 2**61, 2**62, 2**63 - 5])
 @pytest.mark.parametrize("width", [HIDDEN, 4096])
 def test_item_with_a_huge_source_start_fails_alone(source_start: int, width: int) -> None:
     cache = make_cache(8, width=width)
@@ -181,3 +181,25 @@ def test_item_with_a_huge_source_start_fails_alone(source_start: int, width: int
     assert error[:4] == (0, 1, source_start + 1, 2)
     assert result.inputs_embeds[:, 0].tolist() == [1, 1, 0.5, 0, 0.5, 0, 0, 0.5]
     cache.check_integrity()
+
+
+@pytest.mark.parametrize("spoil", [freed, shrunk])
+def test_feature_with_a_key_and_a_storage_that_is_too_small_fails_alone(
+    spoil: Callable[[Tensor], Tensor],
+) -> None:
+    encoded: list[Tensor] = []
+
+    def encode(features: list[Tensor], items: list[Item]) -> list[Tensor]:
+        encoded.extend(features)
+        return features
+
+    good, bad = torch.ones(2, HIDDEN), spoil(torch.ones(2, HIDDEN))
+    items = [Item(bad, Span(0, 2), key=bytes(32)), Item(good, Span(3, 2), key=bytes([1]) * 32)]
+    with VisionPipeline(encode, make_cache(8)) as pipeline:
+        result = pipeline.embed([Chunk(items, 0, 8)], make_ids(8), torch.full((11, HIDDEN), 0.5))
+    (error,) = result.errors
+    assert (error.chunk, error.item) == (0, 0)
+    assert isinstance(error.cause, ValueError)
+    assert "feature" in str(error.cause)
+    assert [tensor.data_ptr() for tensor in encoded] == [good.data_ptr()]
+    assert result.inputs_embeds[:, 0].tolist() == [0, 0, 0.5, 1, 1, 0.5, 0.5, 0.5]

@@ -281,7 +281,7 @@ def test_workers_that_are_gone_leave_no_ident(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("waits", ["wait", "close"])
-def test_encode_of_a_prefetch_that_waits_for_a_claim_of_the_thread_that_waits_for_it_raises(
+def test_encode_of_a_prefetch_that_waits_for_a_claim_of_its_waiting_thread_raises(
     waits: str,
 ) -> None:
     cache, key = make_cache(), bytes(range(32))

@@ -110,28 +110,6 @@ def test_init_beyond_the_memory_of_the_host_names_capacity_bytes_and_both_number
         assert re.fullmatch(expected, str(raised.value)), raised.value
 
 
-WITHOUT_ADDRESS_SPACE = """
-import resource
-from vitcache import PinnedRing
-PinnedRing(1 << 16, num_threads=1, backend="host").close()
-pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + (60 << 20)
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-try:
-    PinnedRing(1 << 29, num_threads=1, backend="host")
-except MemoryError as error:
-    print(error)
-"""
-
-
-def test_init_beyond_the_address_space_names_capacity_bytes_and_the_true_reason():
-    expected = (
-        rf"capacity_bytes is {1 << 29}: cannot allocate {1 << 29} bytes: Cannot allocate memory; "
-        r"\d+ bytes of host memory are available\n"
-    )
-    assert re.fullmatch(expected, run(WITHOUT_ADDRESS_SPACE))
-
-
 def test_init_beyond_the_limit_of_page_locked_memory_names_capacity_bytes():
     stand_in.reset()
     stand_in.limit_locked_bytes(CAPACITY - 1)

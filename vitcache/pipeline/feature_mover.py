@@ -16,6 +16,7 @@ from vitcache.device.streams import record_event
 from vitcache.ring.arguments import as_strided_view
 from vitcache.ring.pinned_ring import MIN_BYTES, PinnedRing
 from vitcache.ring.ticket import Ticket
+from vitcache.rows import check_extent
 from vitcache.tracing import traced
 
 # Enough for the features of two micro-batches, so that the second one is queued before the encode of the
@@ -109,6 +110,8 @@ class FeatureMover:
             raise TypeError(f"a feature must be a tensor or a NumPy array, got {type(feature).__name__}")
         if isinstance(feature, Tensor):
             feature = feature.detach()
+            if feature.layout is torch.strided and not feature.is_nested:
+                check_extent("feature", feature)
         # A later step may use the tensor in grad mode, where autograd refuses tensors of inference mode.
         with torch.inference_mode(False), torch.no_grad():
             if isinstance(feature, Tensor) and feature.device.type != "cpu":

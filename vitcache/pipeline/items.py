@@ -163,8 +163,8 @@ class Items(Sequence[Item]):
     Raises
     ------
     IndexError
-        If a number of a span that is not empty is larger than 2**60, or a number of rows has more than 64
-        bits.
+        If the start or the length of a span that is not empty is larger than 2**60, or a number of rows or a
+        `source_start` has more than 64 bits.
     TypeError
         If `items` is not a sequence of `Item`.
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vitcache.arguments import check_bool, to_bytes, to_int
+from vitcache.arguments import INT64_MAX, check_bool, to_bytes, to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
@@ -123,9 +123,9 @@ class VisionPipeline:
     Raises
     ------
     ValueError
-        If `max_rows_per_encode` is less than 1; if `keep_bytes` is negative or not a size in bytes; if `ring`
-        or `stream` is on another device than the cache; if both `agree` and `shadow` are given; or if
-        `feature_dtype` is given and `move_features` is False.
+        If `max_rows_per_encode` is less than 1 or beyond 64 bits; if `keep_bytes` is negative or not a size
+        in bytes; if `ring` or `stream` is on another device than the cache; if both `agree` and `shadow` are
+        given; or if `feature_dtype` is given and `move_features` is False.
     TypeError
         If `encode` or `agree` is not callable, `cache` is not an `EmbeddingCache`, `namespace` is neither
         bytes nor a `Namespace`, `ring` is not a `PinnedRing`, `max_rows_per_encode` is not an int,
@@ -208,7 +208,7 @@ class VisionPipeline:
         keep_bytes: int | str = 256 << 20,
     ) -> None:
         self.namespace = to_namespace(namespace)
-        self.max_rows_per_encode = max_rows = to_int("max_rows_per_encode", max_rows_per_encode, 1)
+        self.max_rows_per_encode = max_rows = to_int("max_rows_per_encode", max_rows_per_encode, 1, INT64_MAX)
         keep_bytes = to_bytes("keep_bytes", keep_bytes, 0)
         check_options(encode, cache, ring, agree, feature_dtype, stream, shadow, move_features)
         self.cache = cache

@@ -89,7 +89,7 @@ def key_threads(scene: Scene) -> Use:
 
 @row("`KeyAliases`", NONE)
 def aliases(scene: Scene) -> Use:
-    known = KeyAliases()  # so many that no other thread evicts an alias between the two calls
+    known = KeyAliases()  # large enough that no thread evicts an alias between the two calls
 
     def use() -> None:
         key = scene.new_key()
