@@ -56,6 +56,7 @@ __all__: list[str] = [
     "check_text_memory",
     "compiler",
     "copy_batch",
+    "current_turn",
     "describe_available_host_bytes",
     "find_lease",
     "flags",

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from vitcache._native import TensorReader
-
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native `Kind`
 KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
 DTYPE_NAMES = ", ".join(map(str, DTYPES))
-tensor_reader = TensorReader(Tensor, Parameter)
+
+try:
+    from vitcache._native import TensorReader
+except ImportError:  # content keys work without the native module
+    _reader = None
+else:
+    _reader = TensorReader(Tensor, Parameter)
 
 
 def can_be_stored(rows: Tensor) -> bool:
@@ -110,7 +114,7 @@ def check_extent(name: str, tensor: Tensor) -> None:
         If the tensor has no memory of its own: a fake or functional tensor, or a subclass with a dispatch
         function, which may keep its elements elsewhere.
     """
-    if tensor_reader.is_inside_storage(tensor):  # a quarter of the time of the lines below
+    if _reader is not None and _reader.is_inside_storage(tensor):  # a quarter of the time of the lines below
         return
     tensor = plain_tensor(name, tensor)
     count = tensor.numel()

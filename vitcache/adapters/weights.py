@@ -16,7 +16,7 @@ from vitcache.adapters.changes.model_changes import ADAPTERS, HOOKS, METHODS, RE
 from vitcache.adapters.changes.settings import is_hook, is_merge
 from vitcache.adapters.changes.watched_parts import WatchedParts
 from vitcache.adapters.changes.weight_parts import inner_tensors, storage_of, version_owners
-from vitcache.rows import tensor_reader
+from vitcache.placement.destination import tensor_reader
 
 # The function with which code of torch's inductor reads the address of a tensor. 0: this torch has none.
 _DATA_POINTER: int = getattr(torch._C._dynamo.guards, "_torchinductor_pyobject_tensor_data_ptr", 0)

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from vitcache import _native
 from vitcache.placement.levels import level_arguments, read_levels
-from vitcache.rows import KINDS, check_dtype, check_extent, plain_tensor, tensor_reader
+from vitcache.rows import KINDS, check_dtype, check_extent, plain_tensor
 
+tensor_reader = _native.TensorReader(Tensor, Parameter)
 memory_check = _native.MemoryCheck(tensor_reader, torch._C.DisableTorchFunctionSubclass, check_extent)
 ANY_NUM_TOKENS = 1 << 62
 

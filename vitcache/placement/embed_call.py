@@ -21,13 +21,13 @@ from vitcache.placement.call_checks import (
     refuse_out,
     refuse_store,
 )
-from vitcache.placement.destination import Destination, memory_check
+from vitcache.placement.destination import Destination, memory_check, tensor_reader
 from vitcache.placement.levels import index_levels
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_call import PlacementCall
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
-from vitcache.rows import check_extent, plain_tensor, tensor_reader
+from vitcache.rows import check_extent, plain_tensor
 from vitcache.tracing import traced
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from vitcache import _native
 from vitcache.pages.lease import Lease, use_all
 from vitcache.pages.reservation import Reservation
-from vitcache.placement.destination import Destination, memory_check, row_stride
+from vitcache.placement.destination import Destination, memory_check, row_stride, tensor_reader
 from vitcache.placement.reference import Run
 from vitcache.placement.runs import check_lists, span_array
 from vitcache.placement.spans import Span
-from vitcache.rows import DTYPES, KINDS, check_dtype, check_extent, plain_tensor, tensor_reader
+from vitcache.rows import DTYPES, KINDS, check_dtype, check_extent, plain_tensor
 
 _reader = _native.ItemReader(Lease, tensor_reader)
 
