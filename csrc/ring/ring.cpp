@@ -58,7 +58,13 @@ Ring::Ring(SharedRuntime runtime, const RingOptions& options)
   stream_ = options.stream ? *options.stream : own_stream_->get();
 }
 
-Ring::~Ring() { close(); }
+Ring::~Ring() {
+  try {
+    close();  // does not throw: no thread copies, and the wait has no check that could end it
+  } catch (...) {
+    std::terminate();
+  }
+}
 
 bool Ring::is_closed() {
   if (is_forked()) return false;
