@@ -23,7 +23,13 @@ SECONDS = 60
 NUM_LINES = 25
 """Number of lines of a use at which a signal handler uses the object again."""
 PACKAGE = Path(vitcache.__file__).parent
-FILES = {str(path) for path in PACKAGE.rglob("*.py")}
+# An editable install is a folder of links, which `rglob` does not follow.
+FILES = {
+    f"{folder}/{name}"
+    for folder, _, names in os.walk(PACKAGE, followlinks=True)
+    for name in names
+    if name.endswith(".py")
+}
 _ERROR_OF_CHILD = 3
 
 
