@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,8 @@ PROGRAM = """
 import json, sys
 from vitcache.device.cuda_runtime import cuda_runtime_directories
 from vitcache._native import CudaRuntime
-given = CudaRuntime(["lib", ""]).searched  # first: a runtime that is loaded later ends the search
-runtime = CudaRuntime([])
+runtime = CudaRuntime(sys.argv[1:])
 print(json.dumps({
-    "given": given,
     "path": runtime.path, "searched": runtime.searched, "directories": cuda_runtime_directories(),
     "torch": "torch" in sys.modules,
 }))
@@ -42,13 +41,13 @@ def planted(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def facts_in(folder: Path, *arguments: str, **variables: str) -> dict[str, object]:
+def facts_in(folder: Path, *given: str, **variables: str) -> dict[str, Any]:
     """Run the program in `folder`, with `sys.path` as `python -m` sets it, and return its facts."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     program = f"import sys; sys.path.insert(0, {str(folder)!r})\n{PROGRAM}"
     root = str(Path(stand_in.__file__).parents[2])
     process = subprocess.run(
-        [sys.executable, *arguments, "-c", program],
+        [sys.executable, "-c", program, *given],
         cwd=folder,
         env=env | {"PYTHONPATH": os.pathsep.join([root, "", "."])} | variables,
         capture_output=True,
@@ -56,7 +55,7 @@ def facts_in(folder: Path, *arguments: str, **variables: str) -> dict[str, objec
         timeout=120,
     )
     assert process.returncode == 0, process.stderr
-    facts: dict[str, object] = json.loads(process.stdout)
+    facts: dict[str, Any] = json.loads(process.stdout)
     return facts
 
 
@@ -111,7 +110,10 @@ def test_open_file_and_given_directories_refuse_relative_paths(
     monkeypatch.chdir(planted)
     with pytest.raises(CudaError, match=r"lib/libcudart\.so\.13 \(given file\): it must be an absolute path"):
         CudaRuntime.open_file(f"lib/{NAME}")
-    assert f"lib/{NAME} (given directory): it must be an absolute path" in facts_in(planted)["given"]
+    assert (
+        f"lib/{NAME} (given directory): it must be an absolute path"
+        in facts_in(planted, "lib", "")["searched"]
+    )
 
 
 def test_site_folders_are_absolute_and_begin_with_that_of_torch() -> None:
