@@ -21,7 +21,7 @@ from vitcache.adapters import weights
 from vitcache.adapters.changes.watched_parts import WatchedParts
 from vitcache.adapters.changes.weight_parts import version_owners
 from vitcache.adapters.weights import WeightsFingerprint
-from vitcache.rows import tensor_reader
+from vitcache.placement.destination import tensor_reader
 
 
 class Wrapped(torch.Tensor):

@@ -249,16 +249,3 @@ def test_release_that_no_stream_has_read_unpins_at_once() -> None:
         lease.use()
         assert inspect(cache).device_pool.leased_pages == 1
     assert (inspect(cache).num_pending_releases, inspect(cache).device_pool.leased_pages) == (0, 0)
-
-
-@pytest.mark.parametrize("number", [2**63, 10**400])
-def test_number_beyond_64_bits_is_refused_by_its_name(number: int) -> None:
-    cache = make_cache(2)
-    for name, call in {
-        "num_rows": lambda: cache.reserve(bytes(32), number),
-        "epoch": lambda: cache.put(bytes(32), torch.ones(1, cache.row_width), epoch=number),
-    }.items():
-        with pytest.raises(ValueError, match=f"{name} is .*, it must be at most"):
-            call()
-    assert (len(cache), cache.stats().rejections) == (0, 0)
-    cache.check_integrity()

@@ -8,8 +8,7 @@ from torch_version import HAS_EXCHANGE
 
 from vitcache import scatter_embeddings
 from vitcache.placement import destination as destination_module
-from vitcache.placement.destination import Destination
-from vitcache.rows import tensor_reader
+from vitcache.placement.destination import Destination, tensor_reader
 
 HIDDEN = 8
 pytestmark = pytest.mark.skipif(not HAS_EXCHANGE, reason="this torch has no DLPack exchange functions")

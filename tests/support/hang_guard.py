@@ -50,6 +50,16 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0)  # another thread gets the GIL
 
 
+def end_if_it_hangs(seconds: int) -> None:
+    """Let a forked child print its stacks and end, if it still runs after some seconds.
+
+    `faulthandler.dump_traceback_later` would wait for ever in a child whose parent has called it.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGALRM, file=sys.__stderr__, chain=True)
+    signal.alarm(seconds)
+
+
 def run_in_child(check: Callable[[], object]) -> int:
     """Fork, call `check` in the child, and return its exit code: 0 if it returned, -SIGALRM if it hung.
 
@@ -57,10 +67,8 @@ def run_in_child(check: Callable[[], object]) -> int:
     """
     pid = os.fork()
     if pid == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
+        end_if_it_hangs(SECONDS)
         try:
-            faulthandler.dump_traceback_later(SECONDS / 2, file=sys.__stderr__)
             check()
             os._exit(0)
         except BaseException:

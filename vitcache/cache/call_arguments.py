@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from vitcache.arguments import INT64_MAX, to_int, to_ms
+from vitcache.arguments import to_int, to_ms
 from vitcache.keys.content import KEY_BYTES, check_key
 
 # No entry has this number of rows, and no epoch has this number.
@@ -39,8 +39,8 @@ def check_row_widths(row_width: int | Sequence[int | None], num_keys: int, full_
 
 
 def to_rows(num_rows: int) -> int:
-    """Return a number of rows that native code can add up: no entry has a larger one. Raises as `to_int`."""
-    return min(to_int("num_rows", num_rows, 0, INT64_MAX), MOST_ROWS)
+    """Return a number of rows that native code can add up. Raises as `to_int`; a larger number is cut."""
+    return min(to_int("num_rows", num_rows, 0), MOST_ROWS)
 
 
 def to_row_width(name: str, width: int | None, full_width: int) -> int:

@@ -153,7 +153,7 @@ class EmbeddingCache:
         check_bool("checksum", checksum)
         device_bytes = to_bytes("device_bytes", device_bytes, 0)
         host_bytes = to_bytes("host_bytes", host_bytes, 0)
-        record_evictions = min(to_int("record_evictions", record_evictions, 0, INT64_MAX), MOST_ROWS)
+        record_evictions = min(to_int("record_evictions", record_evictions, 0), MOST_ROWS)
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}, it must be one of {DTYPE_NAMES}")
         page_bytes = page_rows * row_width * dtype.itemsize
@@ -350,7 +350,7 @@ class EmbeddingCache:
     ) -> Reservation | None:
         """`reserve` in a tier, with a key and numbers that were checked."""
         if epoch is not None:
-            epoch = min(to_int("epoch", epoch, 0, INT64_MAX), MOST_ROWS)
+            epoch = min(to_int("epoch", epoch, 0), MOST_ROWS)
         cost = to_cost(encode_ms, num_rows)
         if contiguous:
             return self._coordinator.write_contiguous(key, num_rows, row_width, cost, epoch)

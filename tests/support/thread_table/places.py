@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from hang_guard import end_if_it_hangs
 from interrupts import act_at
 
 import vitcache
@@ -199,7 +200,7 @@ def _outcome_in_child(use: Use) -> str:
         pid = os.fork()
     if pid == 0:
         code = 1
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
+        end_if_it_hangs(SECONDS)
         try:
             torch.set_num_threads(1)  # the threads of OpenMP are the parent's
             code = 0 if _outcome(use) == WORKS else _ERROR_OF_CHILD
