@@ -48,14 +48,15 @@ bool add_spans(Random& random, Request& request, std::int64_t& token) {
   for (std::int64_t number = 0; random.one_in(2); ++number) {
     const std::int64_t begin = token + random.up_to(3), length = random.up_to(4);
     token = begin + length;
-    const ItemSpan span{some_number(random, begin), static_cast<std::int64_t>(request.items.size()) - 1,
-                        some_number(random, length), some_number(random, random.up_to(5)), number};
-    bool is_valid = true;
-    for (const std::int64_t value : {span.start, span.length, span.source_start})
+    ItemSpan span{some_number(random, begin), static_cast<std::int64_t>(request.items.size()) - 1,
+                  some_number(random, length), some_number(random, random.up_to(5)), number};
+    bool is_valid = span.source_start >= 0;
+    for (const std::int64_t value : {span.start, span.length})
       is_valid = is_valid && value >= 0 && value <= kLargestToken;
     const auto add = [&] { request.arrays.add_span(span.start, span.length, span.source_start, number); };
     CHECK_EQUAL(is_accepted(add), is_valid || span.length == 0);
     if (!is_valid) return false;
+    span.source_start = std::min(span.source_start, kLargestToken);
     if (span.length > 0) request.items.back().spans.push_back(span);
   }
   return true;
