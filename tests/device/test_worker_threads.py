@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from hang_guard import text_in_child
 from interrupts import act_at, interrupt
 
 from vitcache.device import jobs, thread_start, worker_threads
@@ -294,25 +294,6 @@ def test_worker_threads_are_known_before_they_run_so_that_an_exit_waits_for_them
     assert not [thread for thread in worker_threads._queues if thread.name.startswith("test")]
 
 
-def in_child(call: Callable[[], object]) -> str:
-    """Return the text of the result or the exception of a call in a child, which a hang ends by a signal."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
-        try:
-            text = str(call())
-        except BaseException as error:
-            text = str(error)
-        os.write(write, text.encode())
-        os._exit(0)
-    os.close(write)
-    assert os.waitpid(child, 0)[1] == 0
-    with os.fdopen(read) as pipe:
-        return pipe.read()
-
-
 @pytest.mark.parametrize("is_used", [True, False])
 def test_worker_threads_made_before_a_fork_start_in_each_child(is_used: bool) -> None:
     threads = WorkerThreads("test", 2)
@@ -324,15 +305,15 @@ def test_worker_threads_made_before_a_fork_start_in_each_child(is_used: bool) ->
         threads.close()
         return result
 
-    assert [in_child(use) for _ in range(3)] == ["3", "3", "3"]
+    assert [text_in_child(use) for _ in range(3)] == ["3", "3", "3"]
     assert use() == 3
-    assert in_child(use).endswith("close or stop was called")
+    assert text_in_child(use).endswith("close or stop was called")
 
 
 def test_worker_threads_close_in_a_child_does_not_wait_for_threads_of_the_parent() -> None:
     threads, gate = WorkerThreads("test", 1), threading.Event()
     running = threads.submit([lambda: gate.wait(SECONDS)])[0]
-    assert in_child(threads.close) == "None"
+    assert text_in_child(threads.close) == "None"
     gate.set()
     assert running.result(SECONDS)
     threads.close()

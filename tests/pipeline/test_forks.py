@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from caches import make_cache
+from hang_guard import text_in_child
 from pipeline_scene import Tower, expected, feature, make_ids, make_weight
 
 from vitcache import Chunk, Item, Prefetch, Span, VisionPipeline
@@ -22,25 +21,6 @@ from vitcache import Chunk, Item, Prefetch, Span, VisionPipeline
 SCRIPT = Path(__file__).parents[1] / "support" / "busy_forks.py"
 WEIGHT = make_weight()
 SECONDS = 60
-
-
-def in_child(call: Callable[[], Any]) -> str:
-    """Return the text of the result or the exception of a call in a child, which a hang ends by a signal."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
-        try:
-            text = str(call())
-        except BaseException as error:
-            text = f"{type(error).__name__}: {error}"
-        os.write(write, text.encode())
-        os._exit(0)
-    os.close(write)
-    assert os.waitpid(child, 0)[1] == 0
-    with os.fdopen(read) as pipe:
-        return pipe.read()
 
 
 def step(pipeline: VisionPipeline, seed: int, load: Callable[[], torch.Tensor] | None = None) -> None:
@@ -68,7 +48,7 @@ def test_pipeline_made_before_a_fork_works_in_each_child_and_in_the_parent(is_us
             pipeline.prefetch([Chunk([Item(feature(4, 2), Span(0, 2))], 0, 4)]).wait(SECONDS)
             step(pipeline, 5, lambda: feature(5, 2))
         entries = f"{5 if is_used else 3} entries"
-        assert [in_child(lambda: use(pipeline)) for _ in range(3)] == [entries] * 3
+        assert [text_in_child(lambda: use(pipeline)) for _ in range(3)] == [entries] * 3
         assert use(pipeline) == entries
 
 
@@ -85,11 +65,11 @@ def test_prefetch_that_runs_at_a_fork_fails_in_the_child_and_ends_in_the_parent(
         queued = pipeline.prefetch([Chunk([Item(feature(2, 2), Span(0, 2))], 0, 4)])
         assert begun.wait(SECONDS)
         for handle in (running, queued):
-            message = in_child(handle.wait)
+            message = text_in_child(handle.wait)
             submitted = f"JobLostError: the job was submitted in process {os.getpid()}: "
             assert re.fullmatch(rf"{submitted}process \d+ lacks its threads", message)
-        assert in_child(lambda: use(pipeline)) == "3 entries"
-        assert in_child(lambda: [handle.done for handle in (running, queued)]) == "[True, True]"
+        assert text_in_child(lambda: use(pipeline)) == "3 entries"
+        assert text_in_child(lambda: [handle.done for handle in (running, queued)]) == "[True, True]"
         may_end.set()
         wait_for(running)
         wait_for(queued)

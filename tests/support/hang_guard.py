@@ -76,3 +76,24 @@ def run_in_child(check: Callable[[], object]) -> int:
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def text_in_child(call: Callable[[], object]) -> str:
+    """Fork, and return the text of the result of `call` in the child, or of its exception with its type.
+
+    A child that hangs prints its stacks, and its exit code fails the test.
+    """
+    read, write = os.pipe()
+
+    def tell() -> None:
+        try:
+            text = str(call())
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(write, text.encode())
+
+    code = run_in_child(tell)
+    os.close(write)
+    assert code == 0
+    with os.fdopen(read) as pipe:
+        return pipe.read()
