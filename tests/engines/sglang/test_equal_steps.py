@@ -1,4 +1,4 @@
-"""Steps that SGLang computes rightly: with the plug-in, each row has the same bits, and no item more is encoded."""
+"""Steps that SGLang computes rightly: with the plug-in, each row has the same bits, with equal encodes."""
 
 from __future__ import annotations
 

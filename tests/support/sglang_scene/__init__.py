@@ -1,1 +1,1 @@
-"""Steps of the released SGLang in one process: a language model, a tower, prompts, and a plain torch truth."""
+"""Steps of the released SGLang in one process: a language model, a tower, prompts, and a plain truth."""

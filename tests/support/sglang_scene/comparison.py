@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from sglang_scene.language_model import LanguageModel
 from sglang_scene.plugin import plugged, stock
 from sglang_scene.prompts import Window
 from sglang_scene.steps import run_step
 from sglang_scene.tower import Tower
 from sglang_scene.truth import step_rows
-from torch import Tensor
-
 from vitcache.adapters.sglang import SglangStats, stats
 
 # Makes the steps anew for each side: both sides write into SGLang's objects.

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from sglang.srt.managers import mm_utils
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from torch import Tensor
+
 from sglang_scene.language_model import HIDDEN, VOCABULARY, LanguageModel
 from sglang_scene.prompts import Window
 from sglang_scene.tower import Tower
-from torch import Tensor
 
 
 def make_batch(windows: Sequence[Window], padding: int = 0) -> tuple[Tensor, Any]:

@@ -1,4 +1,4 @@
-"""A tower that encodes images, videos and audio by one matrix, in the forms in which SGLang's encoders answer."""
+"""A tower that encodes images, videos and audio by one matrix, and returns rows as SGLang's encoders do."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import Modality
+from torch import Tensor
+
 from sglang_scene.language_model import HIDDEN
 from sglang_scene.prompts import FEATURE_WIDTH
-from torch import Tensor
 
 DEEP = {Modality.IMAGE: True, Modality.VIDEO: True}  # `use_deepstack` of Qwen3-VL and Qwen3-Omni
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from sglang_scene.language_model import HIDDEN, LanguageModel
 from sglang_scene.prompts import Prompt, Window
 from sglang_scene.tower import Tower
-from torch import Tensor
 
 
 def prompt_rows(prompt: Prompt, model: LanguageModel, tower: Tower) -> Tensor:
@@ -20,7 +21,7 @@ def prompt_rows(prompt: Prompt, model: LanguageModel, tower: Tower) -> Tensor:
             continue
         if item.precomputed_embeddings is None:
             is_bad = item.hash in tower.failing or item.hash in tower.short
-            encoded = tower.rows(item) * (0 if is_bad else 1)
+            encoded = torch.zeros_like(tower.rows(item)) if is_bad else tower.rows(item)
         else:
             precomputed = torch.as_tensor(item.precomputed_embeddings)
             encoded = precomputed.reshape(-1, precomputed.shape[-1]).to(torch.bfloat16)
