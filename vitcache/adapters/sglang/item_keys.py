@@ -26,11 +26,14 @@ class ItemKey(NamedTuple):
         Everything beside the feature that the rows depend on.
     is_shared
         False: `key` is a random one, and only the requests that have the same item object find its rows.
+    digest
+        The key that the pipeline has computed from the feature, as `Item.digest`; or None.
     """
 
     key: bytes | None
     arguments: dict[str, Any]
     is_shared: bool = True
+    digest: Any = None
 
 
 def item_key(source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_hash: bool) -> ItemKey:
