@@ -1,4 +1,4 @@
-"""How the plug-in calls the encoders of a model: closures, features that the model moves, waits for copies."""
+"""How the plug-in calls the encoders of a model: closures, features that the model moves, waits."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Steps = Iterator[Sequence[Window]]
 
 
 def colliding(num_rows: int, **data: Any) -> list[Any]:
-    """Two items with one hash and other pixels. The second has `num_rows` rows and `data`; the first has 4."""
+    """Two items with one hash and other pixels. The second has `num_rows` rows and `data`."""
     first = make_item(0, (2, 5), grid=torch.tensor([1, 2, 2]))
     second = make_item(1, (8, 7 + num_rows), **{"grid": torch.tensor([1, 2, 2]), **data})
     second.set_hash(first.hash)
