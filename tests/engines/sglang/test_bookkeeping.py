@@ -28,9 +28,7 @@ BOTH = pytest.mark.parametrize("side", [stock, plugged])
 
 def embed(ids: torch.Tensor, batch: Any, model: LanguageModel, tower: Tower) -> torch.Tensor:
     with torch.no_grad():
-        return mm_utils.general_mm_embed_routine(
-            ids, batch, model, tower, use_deepstack=tower.use_deepstack
-        )
+        return mm_utils.general_mm_embed_routine(ids, batch, model, tower, use_deepstack=tower.use_deepstack)
 
 
 @BOTH

@@ -46,9 +46,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [EvsTower, PruningTower])
-def test_pruned_videos_have_the_rows_of_sglang(
-    kind: type[Tower], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pruned_videos_have_the_rows_of_sglang(kind: type[Tower], caplog: pytest.LogCaptureFixture) -> None:
     def run(side: Any) -> tuple[list[torch.Tensor], Tower, Any]:
         model, tower, found = LanguageModel(), kind(), []
         with side, torch.no_grad():

@@ -90,7 +90,7 @@ def plugged(num_bytes: int = DEFAULT_BYTES, **options: Any) -> Iterator[None]:
             yield
     finally:
         switch(is_on=False)
-        del os.environ[VARIABLE]
+        os.environ.pop(VARIABLE, None)
 
 
 @contextmanager
