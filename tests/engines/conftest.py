@@ -17,6 +17,7 @@ if find_spec("vllm") is None:
     raise pytest.UsageError("tests/engines needs vLLM: `make engines` runs these tests in .venv-vllm")
 
 ROOT = Path(__file__).parents[2]
+collect_ignore = ["sglang"]  # its tests run in .venv-sglang
 BEGIN = time.monotonic()
 POOL = pytest.StashKey[Pool]()
 REPORTS: list[tuple[str, str, float]] = []  # test, outcome, seconds
