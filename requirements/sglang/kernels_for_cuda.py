@@ -1,9 +1,9 @@
 """Lets SGLang, whose kernels are for CUDA, be imported on a CPU.
 
-`make engines` copies this module into .venv-sglang, and a .pth file imports it in every process. Modules of SGLang
-import names of `sgl_kernel` and, on a CPU, of `vllm._custom_ops`, and call them on other devices and for other models
-only. This module makes these packages: they have every name, and a call of one raises RuntimeError. Other modules of
-`vllm` stay missing, because SGLang tries to use them.
+`make engines` copies this module into .venv-sglang, and a .pth file imports it in every process. Modules of
+SGLang import names of `sgl_kernel` and, on a CPU, of `vllm._custom_ops`, and call them on other devices and for
+other models only. This module makes these packages: they have every name, and a call of one raises
+RuntimeError. Other modules of `vllm` stay missing, because SGLang would use them.
 """
 
 import sys
