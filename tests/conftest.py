@@ -136,7 +136,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     header = [f"{installed}; CUDA device: {'yes' if CUDA else 'no'}"]
     if not gpu_tests_are_wanted(config):
         header.append("tests of tests/gpu are left out: `make gpu` runs them, `make gpu DRY=1` on the CPU")
-    header.append("tests of tests/engines are left out: `make engines` runs them in .venv-vllm and .venv-sglang")
+    header.append(
+        "tests of tests/engines are left out: `make engines` runs them in .venv-vllm and .venv-sglang"
+    )
     if not soak_is_wanted(config):
         header.append("tests marked soak are left out: `make soak` runs them")
     return header

@@ -14,4 +14,4 @@ new_venv
 install --no-deps -r $here/dependencies.txt
 install --no-deps --require-hashes -r $here/released.txt
 in_every_process requirements/engines/torchvision_operations.py
-in_every_process $here/kernels_for_cuda.py
+in_every_process $here/vllm_operations.py
