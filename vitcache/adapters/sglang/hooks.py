@@ -1,0 +1,115 @@
+"""The hooks: functions that SGLang calls around its own. The first argument is SGLang's function.
+
+This module imports neither torch nor the rest of vitcache, because each process of SGLang imports it. The
+service is imported in the first call, in the process that embeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
+
+if TYPE_CHECKING:
+    from vitcache.adapters.sglang.service import Service
+
+TENANT = "_vitcache_tenant"  # in the `__dict__` of a request's `MultimodalInputs`
+# The batch of the running `prepare_mm_inputs`: `embed_mm_inputs` gets only parts of it.
+FORWARD_BATCH: ContextVar[Any] = ContextVar("vitcache.forward_batch", default=None)
+# Whether SGLang's own `embed_mm_inputs` runs for a batch that vitcache gave to it.
+_IS_ORIGINAL: ContextVar[bool] = ContextVar("vitcache.is_original", default=False)
+
+
+@cache
+def _service() -> Service:
+    from vitcache.adapters.sglang.service import the_service
+
+    return the_service()
+
+
+def _used_service() -> Service | None:
+    """Return the service if a step was embedded in this process."""
+    return _service() if _service.cache_info().currsize else None
+
+
+def around_prepare(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`prepare_mm_inputs`: remembers the batch, and leaves all work to SGLang."""
+    batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[1]
+    token = FORWARD_BATCH.set(batch)
+    try:
+        return original(*args, **kwargs)
+    finally:
+        FORWARD_BATCH.reset(token)
+
+
+def around_embed(
+    original: Callable[..., Any],
+    mm_inputs_list: Any,
+    extend_prefix_lens: Any,
+    extend_seq_lens: Any,
+    input_ids: Any,
+    input_embedding: Any,
+    multimodal_model: Any = None,
+    data_embedding_func_mapping: Any = None,
+    placeholder_tokens: Any = None,
+    use_deepstack: Any = None,
+) -> Any:
+    """`embed_mm_inputs`: the step of vitcache. SGLang's function runs for the batches that it must have."""
+    arguments = (
+        *(mm_inputs_list, extend_prefix_lens, extend_seq_lens, input_ids, input_embedding),
+        *(multimodal_model, data_embedding_func_mapping, placeholder_tokens, use_deepstack or {}),
+    )
+    if not _IS_ORIGINAL.get() and mm_inputs_list is not None:
+        embedded = _service().embed(*arguments, batch=FORWARD_BATCH.get())
+        if embedded is not None:
+            return embedded
+    token = _IS_ORIGINAL.set(True)
+    try:
+        return original(*arguments)
+    finally:
+        _IS_ORIGINAL.reset(token)
+
+
+def around_make_cache(original: Callable[..., Any], max_size: int = 0) -> Any:
+    """`init_mm_embedding_cache`: vitcache gets the bytes that SGLang has reserved, SGLang's cache none."""
+    return STOCK_CACHE.make(original, max_size)
+
+
+def around_extend_items(original: Callable[..., Any], request: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Req.extend_image_inputs`: the items of a request remember its tenant."""
+    result = original(request, *args, **kwargs)
+    inputs = request.multimodal_inputs
+    if inputs is not None:
+        names = (getattr(request, name, None) for name in ("cache_salt", "extra_key"))
+        inputs.__dict__[TENANT] = tuple(str(name or "") for name in names)
+    return result
+
+
+def around_set_up(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Scheduler.__init__`: checks the version, the options and the hooks before the scheduler is made."""
+    from vitcache.adapters.sglang.start_up import check_start_up
+
+    check_start_up()
+    return original(scheduler, *args, **kwargs)
+
+
+def around_flush(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`Scheduler.flush_cache`: removes every entry, if SGLang has flushed its own caches."""
+    is_flushed = original(*args, **kwargs)
+    service = _used_service()
+    if is_flushed and service is not None:
+        service.clear()
+    return is_flushed
+
+
+def around_update(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A weight update: rows of the old weights become unreachable, also if the update fails half-way."""
+    try:
+        return original(*args, **kwargs)
+    finally:
+        service = _used_service()
+        if service is not None:
+            service.advance_epoch()

@@ -1,0 +1,102 @@
+"""The keys of SGLang's items: which content names an item, and the arguments that are hashed with it."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from vitcache.keys.content import KEY_BYTES, content_key
+
+# SGLang's transports store their own state under such names. The encoder's output does not depend on it.
+_TRANSPORT = "_sglang_"
+
+
+class ItemKey(NamedTuple):
+    """How the pipeline finds the key of an item.
+
+    Attributes
+    ----------
+    key
+        The key, or None: the feature is hashed with `arguments`.
+    arguments
+        Everything beside the feature that the rows depend on.
+    is_shared
+        False: `key` is a random one, and only the requests that have the same item object find its rows.
+    digest
+        The key that the pipeline has computed from the feature, as `Item.digest`; or None.
+    """
+
+    key: bytes | None
+    arguments: dict[str, Any]
+    is_shared: bool = True
+    digest: Any = None
+
+
+def item_key(source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_hash: bool) -> ItemKey:
+    """Choose the key of an item of SGLang.
+
+    Parameters
+    ----------
+    source
+        SGLang's `MultimodalDataItem`. With an `identity`, a digest of its content that SGLang has computed,
+        this is hashed in place of the feature.
+    num_rows
+        Rows of the item.
+    tenant
+        The `cache_salt` and the `extra_key` of the request.
+    trust_engine_hash
+        Whether the 64-bit `hash` of the item is hashed in place of the feature.
+    """
+    data = {
+        name: _plain(value)
+        for name, value in source.model_specific_data.items()
+        if not name.startswith(_TRANSPORT)
+    }
+    arguments = {"modality": source.modality.name, "tenant": list(tenant), "rows": num_rows, "data": data}
+    if not is_hashable(data):
+        return ItemKey(os.urandom(KEY_BYTES), {}, is_shared=False)
+    if source.identity is not None:
+        return ItemKey(content_key(bytes(source.identity), extra={"by": "identity", **arguments}), {})
+    if trust_engine_hash and source.hash is not None:
+        named = source.hash.to_bytes(8, "big")
+        return ItemKey(content_key(named, extra={"by": "hash", **arguments}), {})
+    if is_feature(source.feature):
+        return ItemKey(None, arguments)
+    return ItemKey(os.urandom(KEY_BYTES), {}, is_shared=False)
+
+
+def is_feature(value: Any) -> bool:
+    """Whether `content_key` can hash a value as a feature: an array, a tensor, bytes, or a list of these."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(is_feature, value))
+    if isinstance(value, Tensor):
+        return type(value) is Tensor and not value.is_nested and not value.is_sparse
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufc"
+    return isinstance(value, bytes)
+
+
+def is_hashable(value: Any) -> bool:
+    """Whether `content_key` can hash a value of `extra`."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and is_hashable(part) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_hashable, value))
+    return value is None or isinstance(value, str | int | float) or is_feature(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with the names of enum members in place of the members, and Python's numbers."""
+    if isinstance(value, Enum):
+        return [type(value).__name__, value.name]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value

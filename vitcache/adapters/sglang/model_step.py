@@ -1,0 +1,200 @@
+"""`ModelStep`: the steps of one model of SGLang, over one cache."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitcache.adapters.sglang.counts import Counts
+from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo
+from vitcache.adapters.sglang.item_factory import ItemFactory
+from vitcache.adapters.sglang.namespace import namespace_of
+from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.request_items import RequestItems
+from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.pipeline.items import Chunk
+from vitcache.pipeline.results import ItemError
+from vitcache.pipeline.vision_pipeline import VisionPipeline
+
+logger = logging.getLogger("vitcache.adapters.sglang")
+
+MOST_PAGE_ROWS = 16
+FEWEST_PAGES = 1024
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The rows of a model: elements of a text row, deepstack levels, dtype and device."""
+
+    hidden: int
+    levels: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class StepCall(NamedTuple):
+    """The requests of a step.
+
+    Attributes
+    ----------
+    requests, starts, lengths, offsets
+        Per request: SGLang's `MultimodalInputs`; the first token of the step, counted in the prompt; the
+        number of tokens; and the position of the first one in the batch.
+    use_deepstack
+        The modalities whose rows have deepstack columns.
+    """
+
+    requests: Sequence[Any]
+    starts: Sequence[int]
+    lengths: Sequence[int]
+    offsets: Sequence[int]
+    use_deepstack: Mapping[Any, bool]
+
+
+class ModelStep:
+    """Builds the `inputs_embeds` of the steps of one model. One thread uses it.
+
+    Parameters
+    ----------
+    model
+        The model of SGLang, or None. It is referred to weakly, if its class allows that.
+    shape
+        The rows of the model.
+    device_bytes
+        Size of the device tier.
+    """
+
+    def __init__(
+        self, model: Any, shape: StepShape, device_bytes: int, options: Options, counts: Counts
+    ) -> None:
+        self.model = _reference(model)
+        self._has_model = model is not None
+        self.shape = shape
+        self._counts = counts
+        self._deepstack: Mapping[Any, bool] = {}
+        self._calls = EncoderCalls(counts)
+        width = shape.hidden * (1 + shape.levels)
+        row_bytes = width * shape.dtype.itemsize
+        device_bytes = max(device_bytes, row_bytes)
+        self.cache = EmbeddingCache(
+            width,
+            dtype=shape.dtype,
+            device=shape.device,
+            device_bytes=device_bytes,
+            host_bytes=options.host_bytes,
+            page_rows=page_rows(device_bytes // row_bytes),
+        )
+        self._pipeline = VisionPipeline(
+            self._calls.encode,
+            self.cache,
+            namespace=namespace_of(model, shape.dtype),
+            max_rows_per_encode=options.max_rows_per_encode,
+        )
+        self._factory = ItemFactory(
+            self._row_width, self._calls.embedder, shape.device, options.trust_engine_hash, counts
+        )
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the model was collected."""
+        return self._has_model and self.model() is None
+
+    def embed(
+        self, call: StepCall, model: Any, functions: Mapping[Any, Any] | None, inputs_embeds: Tensor
+    ) -> dict[str, Tensor] | None:
+        """Write the rows of a step's items into `inputs_embeds` ``(tokens, hidden)``, which has text rows.
+
+        Parameters
+        ----------
+        model, functions
+            The encoders of the step, as in `EncoderCalls.use`.
+
+        Returns
+        -------
+        dict or None
+            With deepstack, the tensor ``input_deepstack_embeds`` ``(tokens, hidden * levels)``, zero at text
+            tokens. None: an encoder has pruned rows of a video, and SGLang must compute the step.
+        """
+        self._deepstack = call.use_deepstack
+        self._calls.use(model, functions)
+        try:
+            return self._place(call, inputs_embeds)
+        finally:
+            self._calls.use(None, None)
+
+    def _place(self, call: StepCall, inputs_embeds: Tensor) -> dict[str, Tensor] | None:
+        hidden, levels = self.shape.hidden, self.shape.levels
+        info: dict[str, Tensor] = {}
+        if levels:
+            info["input_deepstack_embeds"] = inputs_embeds.new_zeros(len(inputs_embeds), hidden * levels)
+        chunks: list[Chunk] = []
+        placed: list[tuple[int, RequestItems]] = []
+        windows = zip(call.requests, call.starts, call.lengths, call.offsets, strict=False)
+        for number, (request, start, length, offset) in enumerate(windows):
+            if length > 0 and request.mm_items:
+                request_items = RequestItems.of(request)
+                items = request_items.read(request.mm_items, start, start + length, self._factory)
+                chunks.append(Chunk(items, start, length, offset))
+                placed.append((number, request_items))
+        result = self._pipeline.place(chunks, inputs_embeds, deepstack=info.get("input_deepstack_embeds"))
+        for _, request_items in placed:
+            request_items.store_keys()
+        if result.errors:
+            if any(isinstance(error.cause, PrunedVideo) for error in result.errors):
+                return None
+            for error in result.errors:
+                self._report(error, placed[error.chunk][0])
+        self._counts.steps += 1
+        return info
+
+    def _row_width(self, modality: Any) -> int:
+        has_levels = bool(self._deepstack.get(modality))
+        return self.shape.hidden * (1 + self.shape.levels) if has_levels else self.shape.hidden
+
+    def _report(self, error: ItemError, request: int) -> None:
+        self._counts.errors += 1
+        logger.error(
+            "item %d of request %d of a step has no rows, they are zero: expected %d rows, got %s (%s: %s)",
+            error.item,
+            request,
+            error.expected,
+            error.found,
+            type(error.cause).__name__,
+            error.cause,
+        )
+
+    def close(self) -> None:
+        """Close the pipeline and the cache."""
+        self._pipeline.close()
+        self.cache.close()
+
+
+def _reference(model: Any) -> Callable[[], Any]:
+    """Return a function that returns `model` while it lives."""
+    try:
+        return weakref.ref(model)
+    except TypeError:  # such as None
+        return lambda: model
+
+
+def page_rows(num_rows: int) -> int:
+    """Return the rows of a page for a device tier of `num_rows` rows: a power of two, at most 16.
+
+    The last page of an item is not full. A small tier has small pages, so that it contains about as many
+    items as its bytes do; a page of one row costs the host more (docs/decisions.md).
+
+    Examples
+    --------
+    >>> [page_rows(num_rows) for num_rows in (80, 3200, 65536)]
+    [1, 2, 16]
+    """
+    size = 1
+    while size < MOST_PAGE_ROWS and num_rows >= 2 * size * FEWEST_PAGES:
+        size *= 2
+    return size

@@ -1,0 +1,87 @@
+"""`Options`: the operator's options of the plug-in, from the environment variable VITCACHE_SGLANG_OPTIONS."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vitcache.arguments import INT64_MAX, check_bool, to_bytes, to_int
+from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE
+
+VARIABLE = "VITCACHE_SGLANG_OPTIONS"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the plug-in.
+
+    Attributes
+    ----------
+    device_bytes
+        Size of the device tier of each rank. None: as many bytes as SGLang has reserved for its own cache of
+        embeddings (SGLANG_VLM_CACHE_SIZE_MB), or `UNRESERVED_BYTES` if it has reserved none.
+    host_bytes
+        Size of the host tier of each rank, in pinned memory; 0: no host tier.
+    max_rows_per_encode
+        Most rows of one call of the encoder.
+    trust_engine_hash
+        True: the 64-bit hash of SGLang stands for the content of an item. Items are then not hashed by
+        vitcache, and two items with one hash, of one modality, one number of rows and equal grids are one.
+
+    Examples
+    --------
+    >>> Options.from_json('{"device_bytes": "2GiB", "host_bytes": "16GiB"}').host_bytes
+    17179869184
+    """
+
+    device_bytes: int | None = None
+    host_bytes: int = 0
+    max_rows_per_encode: int = MAX_ROWS_PER_ENCODE
+    trust_engine_hash: bool = False
+
+    @classmethod
+    def from_environment(cls) -> Options:
+        """Read the environment variable. Raises as `from_json`."""
+        return cls.from_json(os.environ.get(VARIABLE, ""))
+
+    @classmethod
+    def from_json(cls, text: str) -> Options:
+        """Read and check the options.
+
+        Parameters
+        ----------
+        text
+            A JSON object. An empty text stands for an object without options.
+
+        Raises
+        ------
+        ValueError
+            If `text` is no JSON, an option is unknown, or a number is too small or too large.
+        TypeError
+            If `text` is no JSON object, or an option has the wrong type.
+        """
+        try:
+            values = json.loads(text) if text.strip() else {}
+        except ValueError as error:  # a RecursionError passes: nobody nests options
+            raise ValueError(f"{VARIABLE} is {text!r}, it must be a JSON object ({error})") from None
+        if not isinstance(values, dict):
+            raise TypeError(f"{VARIABLE} must be a JSON object, got {type(values).__name__}")
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(
+                f"{VARIABLE} has the unknown options {', '.join(unknown)}; known options: {', '.join(known)}"
+            )
+        return cls(**{name: _check(name, value) for name, value in values.items()})
+
+
+def _check(name: str, value: Any) -> Any:
+    option = f"{VARIABLE}[{name!r}]"
+    if name == "trust_engine_hash":
+        check_bool(option, value)
+        return value
+    if name == "max_rows_per_encode":
+        return to_int(option, value, 1, INT64_MAX)
+    return to_bytes(option, value, 0 if name == "host_bytes" else 1)

@@ -1,0 +1,169 @@
+"""`RequestItems`: the items of one request as `Items`, made once and kept with SGLang's request."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Sequence
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
+
+from vitcache.adapters.sglang.hooks import TENANT
+from vitcache.adapters.sglang.item_factory import ARGUMENTS, ItemFactory
+from vitcache.adapters.sglang.item_keys import ItemKey
+from vitcache.pipeline.items import Item, Items
+from vitcache.placement.spans import Span, spans_from_inclusive
+
+logger = logging.getLogger("vitcache.adapters.sglang")
+
+NAME = "_vitcache"  # in the `__dict__` of a request and of an item
+NO_TENANT = ("", "")
+_OFFSETS = attrgetter("offsets")
+_ROWS = attrgetter("precomputed_embeddings")
+
+
+class RequestItems:
+    """The `Items` of a request, and the objects of SGLang that they were made from.
+
+    It lives in the `__dict__` of SGLang's `MultimodalInputs`, and dies with it. A copy or a pickle of that
+    object gets an empty one.
+    """
+
+    __slots__ = ("_items", "_offsets", "_rows", "_sources", "_tenant", "_unkeyed")
+
+    def __init__(self, tenant: tuple[str, str] = NO_TENANT) -> None:
+        self._tenant = tenant
+        self._items: Items | None = None
+        self._sources: Sequence[Any] = ()
+        self._offsets: Sequence[Any] = ()
+        self._rows: Sequence[Any] = ()
+        self._unkeyed: list[tuple[Any, Item]] = []
+
+    @classmethod
+    def of(cls, request: Any) -> RequestItems:
+        """Return the object of a `MultimodalInputs`. The first call makes it."""
+        kept = request.__dict__
+        tenant = kept.get(TENANT, NO_TENANT)
+        made: RequestItems | None = kept.get(NAME)
+        if made is None or made._tenant is not tenant:
+            made = kept[NAME] = cls(tenant)
+        return made
+
+    def __reduce__(self) -> tuple[type[RequestItems], tuple[()]]:
+        return RequestItems, ()
+
+    def read(self, sources: Sequence[Any], start: int, stop: int, factory: ItemFactory) -> Items:
+        """Return the items of a request for a step. They are made again if SGLang has changed them.
+
+        Parameters
+        ----------
+        sources
+            The `mm_items` of the request.
+        start, stop
+            The tokens of the step, counted in the prompt. Precomputed rows on another device are copied if
+            their item overlaps them.
+        factory
+            Makes the items.
+        """
+        if None in sources:
+            sources = [source for source in sources if source is not None]
+        if self._items is not None and self._is_current(sources):
+            return self._items
+        self._unkeyed = []
+        occupied: list[tuple[int, int]] = []
+        elsewhere = [factory.is_elsewhere(source) for source in sources]
+        items = Items(
+            [
+                self._make(source, factory, occupied, (start, stop) if is_elsewhere else None)
+                for source, is_elsewhere in zip(sources, elsewhere, strict=True)
+            ]
+        )
+        # Copies of rows live for one step, as those of SGLang.
+        self._items = None if any(elsewhere) else items
+        self._sources = list(sources)
+        self._offsets, self._rows = list(map(_OFFSETS, sources)), list(map(_ROWS, sources))
+        return items
+
+    def store_keys(self) -> None:
+        """Store the keys that a step has computed with the items of SGLang: sessions pass them on."""
+        if not self._unkeyed:
+            return
+        for source, item in self._unkeyed:
+            if item.digest is not None:
+                key = ItemKey(None, item.encoder_kwargs[ARGUMENTS], digest=item.digest)
+                source.__dict__[NAME] = _KnownKey(source.offsets, self._tenant, key)
+        self._unkeyed = [pair for pair in self._unkeyed if pair[1].digest is None]
+
+    def _is_current(self, sources: Sequence[Any]) -> bool:
+        return (
+            len(sources) == len(self._sources)
+            and all(map(is_, sources, self._sources))
+            and all(map(is_, map(_OFFSETS, sources), self._offsets))
+            and all(map(is_, map(_ROWS, sources), self._rows))
+        )
+
+    def _make(
+        self,
+        source: Any,
+        factory: ItemFactory,
+        occupied: list[tuple[int, int]],
+        window: tuple[int, int] | None,
+    ) -> Item:
+        """Make the item of `source`. With a window, the item is left out unless it overlaps the window."""
+        offsets = source.offsets
+        try:
+            spans = spans_from_inclusive(offsets)
+            occupy(spans, occupied)
+        except (ValueError, TypeError) as error:
+            factory.counts.errors += 1
+            logger.error("an item of a request is left out, its offsets are %r: %s", offsets, error)
+            return Item(None, None)
+        if window is not None and not any(_overlaps(span, window) for span in spans):
+            return Item(None, None)
+        known: _KnownKey | None = source.__dict__.get(NAME)
+        if known is not None and (known.offsets is not offsets or known.tenant != self._tenant):
+            known = None
+        item, key = factory.make(source, spans, self._tenant, None if known is None else known.key)
+        if key is not None and key.key is not None:
+            source.__dict__[NAME] = _KnownKey(offsets, self._tenant, key)
+        elif key is not None and key.digest is None:
+            self._unkeyed.append((source, item))
+        return item
+
+
+class _KnownKey(NamedTuple):
+    """The key of an item, with the objects that it was computed from, beside its content.
+
+    It is stored in the `__dict__` of SGLang's item, and does not refer to it: a cycle would keep the
+    features in memory until the next garbage collection.
+    """
+
+    offsets: Any
+    tenant: tuple[str, str]
+    key: ItemKey
+
+
+def occupy(spans: Sequence[Span], occupied: list[tuple[int, int]]) -> None:
+    """Insert the spans of an item in a sorted list of the tokens of a request, (first, one after the last).
+
+    Raises
+    ------
+    ValueError
+        If a span overlaps another one, of this item or of an earlier one. The message has both.
+    """
+    found = list(occupied)
+    for span in spans:
+        if span.length == 0:
+            continue
+        place = bisect_left(found, (span.start, span.stop))
+        for first, stop in found[max(0, place - 1) : place + 1]:
+            if first < span.stop and span.start < stop:
+                raise ValueError(
+                    f"tokens [{span.start}, {span.stop}) overlap tokens [{first}, {stop}) of an item"
+                )
+        found.insert(place, (span.start, span.stop))
+    occupied[:] = found
+
+
+def _overlaps(span: Span, window: tuple[int, int]) -> bool:
+    return span.start < window[1] and window[0] < span.stop

@@ -1,0 +1,162 @@
+"""`Service`: the plug-in in one process of SGLang. It decides which steps vitcache builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcache.adapters.disabling import is_disabled
+from vitcache.adapters.sglang.counts import Counts, SglangStats
+from vitcache.adapters.sglang.model_step import ModelStep, StepCall, StepShape
+from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
+from vitcache.adapters.sglang.windows import token_offsets
+from vitcache.rows import DTYPES
+
+UNRESERVED_BYTES = 100 << 20  # the default of SGLANG_VLM_CACHE_SIZE_MB
+
+
+class Service:
+    """The steps of a process, one `ModelStep` for each model with encoders.
+
+    SGLang's scheduler calls it from one thread. `stats` may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self._options: Options | None = None
+        self._made = STOCK_CACHE.number
+        self._steps: dict[tuple[int, StepShape], ModelStep] = {}
+
+    def embed(
+        self,
+        requests: Sequence[Any],
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        input_ids: Tensor,
+        input_embedding: Any,
+        model: Any,
+        functions: Mapping[Any, Any] | None,
+        placeholder_tokens: Any,
+        use_deepstack: Mapping[Any, bool],
+        *,
+        batch: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """Build the result of SGLang's `embed_mm_inputs`, or return None: SGLang's own function must run.
+
+        Parameters
+        ----------
+        batch
+            The `ForwardBatch` of the running `prepare_mm_inputs`, or None.
+
+        Notes
+        -----
+        All work is queued on the current stream. As SGLang's function does, it clamps `input_ids` in place;
+        if the result is None, `input_ids` is unchanged.
+        """
+        if is_disabled():
+            self._leave("disabled")
+            return None
+        offsets = token_offsets(batch, requests, lengths, len(input_ids))
+        if offsets is None:
+            self._leave("positions")
+            return None
+        if _has_pruned_video(model, requests):
+            self._leave("pruned_video")
+            return None
+        # Ids of placeholders are hash values: their rows are overwritten.
+        ids = input_ids.clamp(min=0, max=input_embedding.num_embeddings - 1)
+        rows = input_embedding(ids)
+        if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.dtype not in DTYPES:
+            self._leave("text_rows")
+            return None
+        if rows.device.type not in ("cpu", "cuda") or torch.version.hip is not None:
+            self._leave("device")
+            return None
+        rows = rows.detach()
+        levels = len(model.deepstack_visual_indexes) if use_deepstack else 0
+        step = self._step_of(model, StepShape(rows.shape[1], levels, rows.dtype, rows.device))
+        placed = step.embed(
+            StepCall(requests, starts, lengths, offsets, use_deepstack), model, functions, rows
+        )
+        if placed is None:
+            self._leave("pruned_video")
+            return None
+        input_ids.copy_(ids)
+        return rows, placed
+
+    def clear(self) -> None:
+        """Remove every entry of every cache."""
+        for step in self._steps.values():
+            step.cache.clear()
+
+    def advance_epoch(self) -> None:
+        """Make every entry of every cache unreachable: the weights have changed."""
+        for step in self._steps.values():
+            step.cache.advance_epoch()
+
+    def stats(self) -> SglangStats:
+        """Return the counts of this process."""
+        return self.counts.read(tuple(step.cache.stats() for step in list(self._steps.values())))
+
+    def _leave(self, reason: str) -> None:
+        """Count a step of SGLang's own function, whose cache then has its own size."""
+        self.counts.add_original(reason)
+        STOCK_CACHE.restore()
+
+    def _step_of(self, model: Any, shape: StepShape) -> ModelStep:
+        """Return the steps of a model. The first step of a model makes its cache."""
+        if self._made != STOCK_CACHE.number:  # SGLang has made its cache anew, maybe with another size
+            self._made = STOCK_CACHE.number
+            self._close(list(self._steps))
+        step = self._steps.get((id(model), shape))
+        if step is not None and step.model() is model:
+            return step
+        # A model that was collected can have had the same id.
+        self._close([name for name, step in self._steps.items() if step.is_orphan])
+        if self._options is None:
+            self._options = Options.from_environment()
+        step = ModelStep(model, shape, self._device_bytes(self._options), self._options, self.counts)
+        self._steps[id(model), shape] = step
+        return step
+
+    def _close(self, names: Sequence[tuple[int, StepShape]]) -> None:
+        for name in names:
+            self._steps.pop(name).close()
+
+    def _device_bytes(self, options: Options) -> int:
+        if options.device_bytes is not None:
+            return options.device_bytes
+        return STOCK_CACHE.reserved_bytes or UNRESERVED_BYTES
+
+
+def _has_pruned_video(model: Any, requests: Sequence[Any]) -> bool:
+    """Whether SGLang may prune a video of the step (EVS), and move its placeholders."""
+    if not getattr(model, "evs_enabled", False):
+        return False
+    items = (item for request in requests for item in request.mm_items if item is not None)
+    return any(item.modality.name == "VIDEO" for item in items)
+
+
+@cache
+def the_service() -> Service:
+    """Return the service of this process."""
+    return Service()
+
+
+def stats() -> SglangStats:
+    """Return what the plug-in has done in this process. Any thread may call it.
+
+    The counts are those of one scheduler: a tensor parallel rank, for example.
+
+    Examples
+    --------
+    >>> from vitcache.adapters.sglang import stats
+    >>> stats().steps
+    0
+    """
+    return the_service().stats()

@@ -1,0 +1,59 @@
+"""Checks before a scheduler of SGLang starts: an engine must not serve without vitcache in silence."""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+from vitcache.adapters.disabling import is_disabled
+from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.targets import check_targets
+
+TESTED_VERSIONS = ("0.5.23",)
+ANY_VERSION = "VITCACHE_SGLANG_ANY_VERSION"
+logger = logging.getLogger("vitcache.adapters.sglang")
+
+
+def check_start_up() -> None:
+    """Check the version of SGLang, the options and the hooks. With VITCACHE_DISABLE set, checks nothing.
+
+    Raises
+    ------
+    RuntimeError
+        If vitcache was not tested with the version, or a hook is not in place.
+    ValueError, TypeError
+        If an option is wrong.
+    """
+    if is_disabled():
+        return
+    check_version()
+    Options.from_environment()
+    check_targets()
+
+
+def check_version() -> None:
+    """Check that vitcache was tested with the installed version of SGLang.
+
+    While the environment variable VITCACHE_SGLANG_ANY_VERSION is ``"1"``, every version is accepted. A
+    version that was not tested is then logged as a warning.
+
+    Raises
+    ------
+    RuntimeError
+        If the version was not tested and the variable is not ``"1"``. The message names both versions and the
+        variable.
+    """
+    try:
+        found = version("sglang")
+    except PackageNotFoundError:
+        found = "of an unknown version"
+    if found in TESTED_VERSIONS:
+        return
+    tested = " and ".join(TESTED_VERSIONS)
+    if os.environ.get(ANY_VERSION) != "1":
+        raise RuntimeError(
+            f"SGLang is {found}, vitcache was tested with SGLang {tested}: install a tested version, or set "
+            f"{ANY_VERSION}=1 to try this one, or leave vitcache out of SGLANG_PLUGINS"
+        )
+    logger.warning("SGLang is %s, vitcache was tested with SGLang %s", found, tested)
