@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
+from vitcache.adapters.sglang.feature_places import encoder_moves, wait_until_offloaded
 from vitcache.adapters.sglang.item_keys import ItemKey, item_key
-from vitcache.adapters.sglang.offload import encoder_moves, wait_until_offloaded
 from vitcache.keys.content import KEY_BYTES
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
@@ -34,7 +34,7 @@ class Feature:
 
     def __call__(self) -> Any:
         feature = self._source.feature
-        wait_until_offloaded(feature)
+        wait_until_offloaded(self._source, feature)
         return feature
 
 
@@ -117,7 +117,7 @@ class ItemFactory:
                 "precomputed_embeddings must be a tensor of rows, got "
                 f"{tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__}"
             )
-        wait_until_offloaded(rows)
+        wait_until_offloaded(source, rows)
         rows = rows.reshape(-1, rows.shape[-1]).to(self.device, non_blocking=True)
         return Item(None, spans, rows=rows, row_width=self.row_width(source.modality), context=source)
 

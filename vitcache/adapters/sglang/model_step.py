@@ -20,7 +20,7 @@ from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.results import ItemError
-from vitcache.pipeline.vision_pipeline import VisionPipeline
+from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE, VisionPipeline
 
 logger = logging.getLogger("vitcache.adapters.sglang")
 
@@ -94,7 +94,7 @@ class ModelStep:
             self._calls.encode,
             self.cache,
             namespace=namespace_of(model, shape.dtype),
-            max_rows_per_encode=options.max_rows_per_encode,
+            max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE,
         )
         self._factory = ItemFactory(
             self._row_width, self._calls.embedder, shape.device, options.trust_engine_hash, counts

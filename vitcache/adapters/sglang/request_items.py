@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
+from vitcache.adapters.sglang.feature_places import can_be_borrowed, lend
 from vitcache.adapters.sglang.hooks import TENANT
 from vitcache.adapters.sglang.item_factory import ARGUMENTS, ItemFactory
 from vitcache.adapters.sglang.item_keys import ItemKey
@@ -29,7 +30,7 @@ class RequestItems:
     object gets an empty one.
     """
 
-    __slots__ = ("_items", "_offsets", "_rows", "_sources", "_tenant", "_unkeyed")
+    __slots__ = ("_borrowed", "_items", "_offsets", "_rows", "_sources", "_tenant", "_unkeyed")
 
     def __init__(self, tenant: tuple[str, str] = NO_TENANT) -> None:
         self._tenant = tenant
@@ -38,6 +39,7 @@ class RequestItems:
         self._offsets: Sequence[Any] = ()
         self._rows: Sequence[Any] = ()
         self._unkeyed: list[tuple[Any, Item]] = []
+        self._borrowed: list[Any] = []
 
     @classmethod
     def of(cls, request: Any) -> RequestItems:
@@ -67,8 +69,13 @@ class RequestItems:
         """
         if None in sources:
             sources = [source for source in sources if source is not None]
-        if self._items is not None and self._is_current(sources):
-            return self._items
+        if self._items is None or not self._is_current(sources):
+            return self._make_all(sources, start, stop, factory)
+        for source in self._borrowed:
+            lend(source, start, stop)
+        return self._items
+
+    def _make_all(self, sources: Sequence[Any], start: int, stop: int, factory: ItemFactory) -> Items:
         self._unkeyed = []
         occupied: list[tuple[int, int]] = []
         elsewhere = [factory.is_elsewhere(source) for source in sources]
@@ -81,6 +88,9 @@ class RequestItems:
         # Copies of rows live for one step, as those of SGLang.
         self._items = None if any(elsewhere) else items
         self._sources = list(sources)
+        self._borrowed = [source for source in sources if source.offsets and can_be_borrowed(source)]
+        for source in self._borrowed:
+            lend(source, start, stop)
         self._offsets, self._rows = list(map(_OFFSETS, sources)), list(map(_ROWS, sources))
         return items
 
