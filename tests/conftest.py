@@ -23,8 +23,8 @@ from vitcache.ring.pinned_ring import PinnedRing
 from vitcache.testing import stand_in
 
 GPU_TESTS = Path(__file__).parent / "gpu"
-# These tests need vLLM or SGLang: `make engines` runs them in .venv-vllm and .venv-sglang, with pytest.ini files of
-# their own.
+# These tests need vLLM or SGLang: `make engines` runs them in .venv-vllm and .venv-sglang, each with its own
+# pytest.ini.
 collect_ignore = ["engines"]
 
 if not CUDA:

@@ -1,9 +1,9 @@
 """Lets SGLang import the operations of vLLM, which it names on a CPU and does not call.
 
-`make engines` copies this module into .venv-sglang, and a .pth file imports it in every process. If the CPU has
-no AMX, SGLang's rotary embedding imports `vllm._custom_ops`, and then computes in torch. This module makes
-`vllm` with this one module, which has every name; a call raises RuntimeError. Other modules of vLLM stay
-missing, because SGLang would use them.
+`make engines` copies this module into .venv-sglang, and a .pth file imports it in every process. If the CPU
+has no AMX, SGLang's rotary embedding imports `vllm._custom_ops`, and then computes in torch. This module
+makes `vllm` with this one module, which has every name; a call raises RuntimeError. Other modules of vLLM
+stay missing, because SGLang would use them.
 """
 
 import sys

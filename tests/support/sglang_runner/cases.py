@@ -52,12 +52,12 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-STEPS = ("chat", "swapped", "together", "prefix")
+STEPS = ("chat", "swapped", "together", "prefix", "flush")
 CASES = {
     case.name: case
     for case in (
-        Case("stock", ("probe",), STEPS),
-        Case("vitcache", steps=STEPS),
+        Case("stock", ("probe",), (*STEPS, "reload")),
+        Case("vitcache", steps=(*STEPS, "seen", "reload")),
         Case("disabled", environment={"VITCACHE_DISABLE": "1"}),
         Case("unknown-option", options={"devise_bytes": 1 << 20}),
         Case("renamed-function", ("vitcache", "rename")),

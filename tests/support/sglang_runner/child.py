@@ -21,6 +21,8 @@ from sglang_runner.cases import CASES, CHUNK, Case
 # The numbers of the images of each turn. The turns of a chat repeat their images.
 TURNS = ([0], [0, 1], [0, 1, 2], [0, 1, 2])
 SWAPPED = [0, 5, 2]  # the images 1 and 5 have one size
+LATER = ([6], [6, 7], [6, 7, 8])
+RELOADED = [9, 10, 11]
 NUM_TOKENS = 4
 # Triton, CUDA graphs and the overlap of steps need a GPU.
 OPTIONS = {
@@ -41,7 +43,7 @@ OPTIONS = {
 
 
 class Engine:
-    """An `Engine` of SGLang, and what its scheduler has counted since it was up."""
+    """An `Engine` of SGLang, and the counts of its scheduler since it was up."""
 
     def __init__(self, case: Case, model: Path, folder: Path) -> None:
         from sglang.srt.entrypoints.engine import Engine as SglangEngine
@@ -71,7 +73,7 @@ class Engine:
         seconds, after = time.monotonic() - begin, self.counts()
         found = [{"images": images, **read(answer)} for images, answer in zip(turns, answers, strict=True)]
         found[0] |= {"s": round(seconds, 3)}
-        found[0] |= {name: after[name] - before[name] for name in ("encodes", "lookups")}
+        found[0] |= {name: after[name] - before[name] for name in ("encodes", "lookups", "placed")}
         return found
 
     def prompt(self, numbers: list[int]) -> str:
@@ -79,7 +81,7 @@ class Engine:
         return f"<|im_start|>user\n{parts}Describe them.<|im_end|>\n<|im_start|>assistant\n"
 
     def counts(self) -> dict[str, Any]:
-        """What the scheduler has counted, and the counts of vitcache in its process."""
+        """The counts of the probe, and those of vitcache, in the process of the scheduler."""
         self.engine.collective_rpc("write_counts", path=str(self._counts))
         return json.loads(self._counts.read_text())
 
@@ -111,8 +113,25 @@ def take_together(engine: Engine) -> Any:
 
 
 def take_prefix(engine: Engine) -> Any:
-    """Turns that use the KV cache of the turns before: without log probabilities of the prompt."""
-    return [engine.ask(turn, -1) for turn in TURNS]
+    """Turns that begin with the KV cache of the turn before: without log probabilities of the prompt."""
+    return [engine.ask(turn, -1) for turn in LATER]
+
+
+def take_flush(engine: Engine) -> Any:
+    """The last turn after a flush of the caches."""
+    engine.engine.flush_cache()
+    return [engine.ask(TURNS[-1])]
+
+
+def take_seen(engine: Engine) -> Any:
+    """The images of `reload`, before it."""
+    return [engine.ask(RELOADED)]
+
+
+def take_reload(engine: Engine) -> Any:
+    """A turn after other weights are loaded."""
+    done = engine.engine.update_weights_from_disk(f"{engine.model}-other")
+    return [{"done": done, **engine.ask(RELOADED)}]
 
 
 STEPS: dict[str, Callable[[Engine], Any]] = {

@@ -43,8 +43,8 @@ def probe() -> None:
     def write_counts(scheduler: Any, path: str) -> None:
         """Write the counts, and those of vitcache if it has embedded a step."""
         is_used = f"{VITCACHE}.service" in sys.modules
-        stats = asdict(sys.modules[VITCACHE].stats()) if is_used else None
-        Path(path).write_text(json.dumps({**counts, "vitcache": stats}))
+        stats = asdict(sys.modules[VITCACHE].stats()) if is_used else {"steps": 0}
+        Path(path).write_text(json.dumps({**counts, "placed": stats["steps"], "vitcache": stats}))
 
     module.Scheduler.watch = watch
     module.Scheduler.write_counts = write_counts
