@@ -26,3 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.executable, FOLDER, say, program="sglang_runner.child", cases=CASES, environment=environment
     )
     use_pool(config, pool)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of this process first: the engines need a minute to start."""
+    items.sort(key=lambda item: item.get_closest_marker("engines") is not None)
