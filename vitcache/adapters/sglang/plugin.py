@@ -11,6 +11,8 @@ import sys
 from vitcache.adapters.sglang.late_hooks import LateHooks
 from vitcache.adapters.sglang.targets import TARGETS
 
+TESTED_VERSIONS = ("0.5.23",)
+
 
 def register() -> None:
     """Register the hooks with SGLang's `HookRegistry`, which applies them after the plug-ins have run.

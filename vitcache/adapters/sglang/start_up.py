@@ -6,11 +6,12 @@ import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
 
+from vitcache._version import __version__
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.plugin import TESTED_VERSIONS
 from vitcache.adapters.sglang.targets import check_targets
 
-TESTED_VERSIONS = ("0.5.23",)
 ANY_VERSION = "VITCACHE_SGLANG_ANY_VERSION"
 logger = logging.getLogger("vitcache.adapters.sglang")
 
@@ -30,6 +31,7 @@ def check_start_up() -> None:
     check_version()
     Options.from_environment()
     check_targets()
+    logger.info("vitcache %s builds the inputs_embeds of the steps of this scheduler", __version__)
 
 
 def check_version() -> None:
