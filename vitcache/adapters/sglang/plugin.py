@@ -10,6 +10,7 @@ import sys
 
 from vitcache.adapters.sglang.late_hooks import LateHooks
 from vitcache.adapters.sglang.start_up import HOOKED
+from vitcache.adapters.sglang.start_up import TESTED_VERSIONS as TESTED_VERSIONS
 
 
 def register() -> None:

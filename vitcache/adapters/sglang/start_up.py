@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from vitcache._version import __version__
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.sglang.targets import SCHEDULER, TARGETS, Target, check_targets
 
@@ -43,6 +44,7 @@ def check_start_up() -> None:
     check_version()
     Options.from_environment()
     check_targets()
+    logger.info("vitcache %s builds the inputs_embeds of the steps of this scheduler", __version__)
 
 
 def check_version() -> None:
