@@ -49,6 +49,8 @@ def test_numpy_integers_are_numbers() -> None:
         ({"num_rows": "3"}, TypeError, "num_rows must be an int, got '3' of type str"),
         ({"complete_key": True}, ValueError, "complete_key is True, but key is None"),
         ({"complete_key": 1, "key": KEY}, TypeError, "complete_key must be a bool, got int"),
+        ({"move_feature": 0}, TypeError, "move_feature must be a bool, got int"),
+        ({"move_feature": None}, TypeError, "move_feature must be a bool, got NoneType"),
         ({"rows": torch.ones(2, 4), "row_width": 3}, ValueError, r"shape \(num_rows, 3\), got \(2, 4\)"),
         (
             {"rows": torch.ones(2, 4), "num_rows": 3, "row_width": 4},
@@ -81,6 +83,7 @@ def test_spans_of_several_tensor_elements_are_refused() -> None:
 def test_item_stores_its_arguments() -> None:
     item = Item(None, Span(0, 2), key=KEY, complete_key=True, row_width=8, context=7, grid=1)
     assert (item.key, item.complete_key, item.row_width, item.context) == (KEY, True, 8, 7)
+    assert (item.move_feature, Item(None, None, move_feature=False).move_feature) == (True, False)
     assert item.encoder_kwargs == {"grid": 1}
     plain = Item(None, None)
     assert (plain.complete_key, plain.row_width, plain.context) == (False, None, None)

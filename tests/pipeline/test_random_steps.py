@@ -30,7 +30,7 @@ def requests(draw: st.DrawFn) -> Items:
             spans.append(Span(token, length, first))
             first += length
             token += length + draw(st.integers(0, 2))
-        kind = draw(st.sampled_from(["tensor", "array", "callable", "key", "rows", "bad"]))
+        kind = draw(st.sampled_from(["tensor", "array", "callable", "unmoved", "key", "rows", "bad"]))
         patches: torch.Tensor = feature(content, num_rows)
         if kind == "rows":
             items.append(Item(None, spans, rows=torch.full((num_rows, HIDDEN), float(content))))
@@ -41,10 +41,12 @@ def requests(draw: st.DrawFn) -> Items:
                 "tensor": patches,
                 "array": patches.numpy(),
                 "callable": lambda patches=patches: patches,
+                "unmoved": patches,
                 "bad": patches,
             }[kind]
             arguments = {"bad": True} if kind == "bad" else {}
-            items.append(Item(value, spans, num_rows=num_rows, **arguments))
+            moves = kind != "unmoved"
+            items.append(Item(value, spans, num_rows=num_rows, move_feature=moves, **arguments))
         token += draw(st.integers(0, 2))
     return Items(draw(st.permutations(items)))
 
@@ -93,6 +95,7 @@ class PipelineMachine(RuleBasedStateMachine):
             )
         }
         self.tower.calls.clear()
+        self.tower.features.clear()
         result = self.pipeline.embed(chunks, hide_images(ids, chunks), WEIGHT)
         bad = [item for chunk in chunks for item in chunk.items if item.encoder_kwargs.get("bad")]
         assert torch.equal(result.inputs_embeds, expected(chunks, ids, WEIGHT, failed=bad)[0])
@@ -105,6 +108,8 @@ class PipelineMachine(RuleBasedStateMachine):
         )
         encoded = self.tower.encoded
         assert {id(item) for item in encoded} <= needed
+        for item, found in zip(encoded, self.tower.features, strict=True):
+            assert (found is item.feature) == (not item.move_feature)
         for call in self.tower.calls:
             assert len(call) == 1 or sum(item.num_rows for item in call) <= self.pipeline.max_rows_per_encode
 

@@ -6,7 +6,7 @@ import torch
 
 import vitcache
 import vitcache.cache
-from vitcache import EmbeddingCache, Itemm, Namespace, PinnedRing, Span, VisionPipeline  # wrong
+from vitcache import EmbeddingCache, Item, Itemm, Namespace, PinnedRing, Span, VisionPipeline  # wrong
 from vitcache.keys import content_keys  # wrong
 
 
@@ -22,6 +22,7 @@ def types(cache: EmbeddingCache, ring: PinnedRing) -> None:
     cache.put("key", torch.zeros(2, 64))  # wrong
     cache.put(bytes(32), [[1.0, 2.0]])  # wrong
     Span("0", 4)  # wrong
+    Item(None, None, move_feature="no")  # wrong
     Namespace(epoch="1", model="my-model")  # wrong
     ring.copy_to(torch.zeros(2), torch.zeros(2), timeout_s="1")  # wrong
     vitcache.scatter_embeddings(torch.zeros(8, 4), [3], [0])  # wrong

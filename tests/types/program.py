@@ -82,7 +82,9 @@ def encode(features: list[torch.Tensor], items: list[Item]) -> list[torch.Tensor
 
 
 def run_step(cache: EmbeddingCache, ring: PinnedRing, input_ids: torch.Tensor, weight: torch.Tensor) -> float:
-    chunk = Chunk([Item(torch.zeros(4, 8), [Span(1, 4)])], 0, 8)
+    tiles = [torch.zeros(2, 8), torch.zeros(2, 8)]
+    items = [Item(torch.zeros(4, 8), [Span(1, 4)]), Item(tiles, Span(5, 2), move_feature=False)]
+    chunk = Chunk(items, 0, 8)
     with VisionPipeline(encode, cache, namespace=Namespace("my-model"), ring=ring) as pipeline:
         result: EmbedResult = pipeline.embed([chunk], input_ids, weight)
     for error in result.errors:

@@ -13,8 +13,9 @@ class EarlyStart:
 
     The features of one micro-batch are moved early: at most `max_rows` rows, or one item with more rows. If
     the ring does not have enough free bytes for a feature, this feature and all later ones are not moved
-    early: the host does not wait. The other features are moved one micro-batch ahead of the encoder, as
-    always, so that they do not fill the device's memory. An object serves one step and one thread.
+    early: the host does not wait. The rows of an item with ``move_feature=False`` count, but its feature is
+    not moved. The other features are moved one micro-batch ahead of the encoder, as always, so that they do
+    not fill the device's memory. An object serves one step and one thread.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class EarlyStart:
         if identity in self._started or identity in self._prefetched or key in self._cache:
             return
         is_full = bool(self._started) and step_item.num_rows > self._rows_left
-        if is_full or not self._runner.start_ahead([step_item]):
+        if is_full or (step_item.item.move_feature and not self._runner.start_ahead([step_item])):
             self._rows_left = 0
             return
+        # Items whose features do not move are added, too: `encode` would not get the copy of an equal item.
         self._started.add(identity)
         self._rows_left -= step_item.num_rows

@@ -18,7 +18,7 @@ from vitcache.pipeline.row_checks import check_encoded_rows
 from vitcache.pipeline.step_item import State, StepItem
 from vitcache.tracing import traced
 
-# A feature is a tensor on the cache's device, or with ``move_features=False`` any object.
+# A feature is a tensor on the cache's device, or any object if the pipeline does not move it.
 Encode = Callable[[list[Any], list[Item]], "Sequence[Tensor] | Tensor"]
 
 
@@ -35,7 +35,7 @@ class EncoderRunner:
     max_rows
         Most rows of a micro-batch. An item with more rows is encoded alone.
     moves_features
-        False: features reach the encoder unchanged.
+        False: features reach the encoder unchanged. True: `Item.move_feature` says it for each item.
 
     Notes
     -----
@@ -176,7 +176,8 @@ class EncoderRunner:
         if step_item.moved is None and step_item.state is not State.FAILED:
             try:
                 feature = step_item.load()
-                if not self.moves_features:
+                # Read after `load`, which may replace the item by an equal item.
+                if not (self.moves_features and step_item.item.move_feature):
                     step_item.take_moved(UnmovedFeature(feature))
                 elif may_wait or self._mover.has_free_bytes(feature):
                     step_item.take_moved(self._mover.start(feature))

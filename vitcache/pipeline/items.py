@@ -22,8 +22,8 @@ class Item:
         The input of the vision encoder: a CPU tensor, a NumPy array, a CUDA tensor, or a function without
         arguments that returns one of these. The pipeline calls the function if it must encode the item, or if
         the item has no key yet and its feature must be hashed. None: the item has `rows`, or its rows are
-        expected in the cache. In a pipeline with ``move_features=False``: any object. An object that
-        `content_key` cannot hash needs a `key`.
+        expected in the cache. With `move_feature` False, or in a pipeline with ``move_features=False``: any
+        object. An object that `content_key` cannot hash needs a `key`.
     spans
         The tokens that the item's rows are written to: a `Span`, or a sequence of spans in any order. Tokens
         are counted in the whole prompt. None or an empty sequence: the item is neither loaded nor encoded.
@@ -48,6 +48,11 @@ class Item:
         item fails, and `EmbedResult.errors` names both widths.
     context
         Any object. It travels to the encoder as ``item.context``. It is neither hashed nor copied.
+    move_feature
+        False: the feature of this item reaches `encode` unchanged, neither moved nor cast, as with
+        ``VisionPipeline(move_features=False)``. A callable is still called, and `encode` gets its value. The
+        key does not depend on `move_feature`. If equal items of a step differ in it, that of the item that
+        `encode` gets counts. It has no effect on `rows`.
     **encoder_kwargs
         Arguments for the encoder, which reads them from `Item.encoder_kwargs`. Types as for ``extra`` of
         `content_key`.
@@ -60,7 +65,7 @@ class Item:
         the shape of `rows` is not ``(num_rows, row_width)``.
     TypeError
         If `spans` is not a `Span` or a sequence of spans, `num_rows` or `row_width` is not an integer or is a
-        bool, `key` is not bytes, `complete_key` is not a bool, or `rows` is not a tensor.
+        bool, `key` is not bytes, `complete_key` or `move_feature` is not a bool, or `rows` is not a tensor.
 
     Notes
     -----
@@ -81,6 +86,13 @@ class Item:
     >>> video = Item(lambda: torch.load("frames.pt"), frames, key=bytes(32))
     >>> video.num_rows
     8
+
+    An image in two tiles, which `encode` gets as a list and moves to the device itself:
+
+    >>> tiles = [torch.zeros(8, 3), torch.zeros(4, 3)]
+    >>> tiled = Item(tiles, Span(40, 3), move_feature=False)
+    >>> tiled
+    <Item unmoved list, 3 rows in 1 span, tokens [40, 43)>
     """
 
     __slots__ = (
@@ -90,6 +102,7 @@ class Item:
         "encoder_kwargs",
         "feature",
         "key",
+        "move_feature",
         "num_rows",
         "row_width",
         "rows",
@@ -107,6 +120,7 @@ class Item:
         rows: Tensor | None = None,
         row_width: int | None = None,
         context: Any = None,
+        move_feature: bool = True,
         **encoder_kwargs: Any,
     ) -> None:
         if num_rows is not None:
@@ -128,14 +142,16 @@ class Item:
             raise ValueError(f"the spans need {needed} rows, but num_rows is {self.num_rows}")
         if key is not None:
             check_key(key)
-        if not isinstance(complete_key, bool):
-            raise TypeError(f"complete_key must be a bool, got {type(complete_key).__name__}")
+        for name, flag in (("complete_key", complete_key), ("move_feature", move_feature)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
         if complete_key and key is None:
             raise ValueError("complete_key is True, but key is None")
         self.feature = feature
         self.key = key
         self.complete_key = complete_key
         self.context = context
+        self.move_feature = move_feature
         self.rows = rows
         self.encoder_kwargs = encoder_kwargs
         # The result of a pipeline, so that later chunks do not hash again: a namespace and the key of the
@@ -145,6 +161,8 @@ class Item:
     @described
     def __repr__(self) -> str:
         name = type(self.feature if self.rows is None else self.rows).__name__
+        if self.rows is None and not self.move_feature:
+            name = f"unmoved {name}"
         rows, spans = describe_count(self.num_rows, "row"), describe_count(len(self.spans), "span")
         if not self.spans:
             return f"{name}, {rows}, no spans"

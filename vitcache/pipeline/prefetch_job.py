@@ -99,11 +99,12 @@ class PrefetchJob:
     def _move_features(self, batch: list[StepItem], handle: Prefetch) -> bool:
         """Move features to the device, and store them until a step takes them or the handle is cancelled.
 
-        The oldest features of other prefetches are dropped for them. False: those of `handle` are too many.
+        Items with ``move_feature=False`` are skipped, and their features are not loaded here. The oldest
+        features of other prefetches are dropped for new ones. False: those of `handle` are too many.
         """
         has_room = True
         for step_item in batch:
-            if step_item.identity not in self._prefetched:
+            if step_item.item.move_feature and step_item.identity not in self._prefetched:
                 has_room = self._prefetched.drop_oldest(handle)
                 if not has_room:
                     break

@@ -64,8 +64,8 @@ class StepItem:
     feature
         The loaded feature. None: not loaded yet.
     moved, ticket
-        The feature on the encoder's device, until it is encoded; and the ticket of its copy, if it was
-        copied through a ring.
+        The feature for the encoder, moved or unmoved, until it is encoded; and the ticket of the last copy
+        of the feature of this item, or of an equal item, through a ring.
     claim
         The claim on `key`, through which the rows are inserted. Another caller may own it.
     state, rows, failure
@@ -129,9 +129,17 @@ class StepItem:
         self.failure = Failure(error, found)
 
     def take_moved(self, moved: MovedFeature | UnmovedFeature | None) -> None:
-        """Store a moved feature and its ticket; None changes nothing."""
-        if moved is not None:
-            self.moved, self.ticket = moved, moved.ticket
+        """Store a feature for the encoder, and its ticket; None changes nothing.
+
+        A moved feature of an equal item is not for an `item` with ``move_feature=False``: then only the
+        ticket is stored, so that `wait_until_read` waits for the copy.
+        """
+        if moved is None:
+            return
+        if moved.ticket is not None:
+            self.ticket = moved.ticket
+        if self.item.move_feature or isinstance(moved, UnmovedFeature):
+            self.moved = moved
 
     def load(self) -> Any:
         """Return the feature; a callable feature is called once.

@@ -74,8 +74,9 @@ class VisionPipeline:
     ----------
     encode
         The vision tower: ``encode(features, items)`` with a list of tensors on the cache's device and the
-        list of their `Item` objects. It returns one tensor ``(num_rows, row_width)`` per item, in order, or
-        one tensor with all rows, if all have one width. It may return the same memory in every call.
+        list of their `Item` objects. A feature that is not moved (`move_features`) is any object. `encode`
+        returns one tensor ``(num_rows, row_width)`` per item, in order, or one tensor with all rows, if all
+        have one width. It may return the same memory in every call.
     cache
         The cache in which rows are looked up and inserted.
     namespace
@@ -99,7 +100,7 @@ class VisionPipeline:
         precomputed rows, else not at all.
     feature_dtype
         bfloat16 or float16: float32 features are rounded to it before the copy, which halves the bytes on
-        the bus. None: features keep their dtype.
+        the bus. None: features keep their dtype. Features of items with ``move_feature=False`` keep theirs.
     stream
         The CUDA stream on which `embed` calls `encode`. Before the encodes, this stream waits for the
         caller's current stream; after them, the caller's current stream waits for this stream. None: the
@@ -111,7 +112,7 @@ class VisionPipeline:
     move_features
         False: features reach `encode` unchanged, neither moved nor cast: tensors on any device, arrays and
         any other object. A callable is still called, and `encode` gets its value. An object that
-        `content_key` cannot hash needs `Item.key`.
+        `content_key` cannot hash needs `Item.key`. True: `Item.move_feature` says it for each item.
     keep_bytes
         Most bytes of rows that the cache rejected and that are kept for the next chunks of their requests, an
         int or a str such as ``"256MiB"``; 0: none. They are on the cache's device, outside of its budget.
@@ -392,9 +393,10 @@ class VisionPipeline:
         chunks
             The later chunks. Their `token_offset` is not used.
         encode
-            False: the worker hashes the features and copies them to the device; `embed` encodes them. All
-            prefetches together keep about 256 MiB of features: the oldest ones of earlier prefetches are
-            freed for new ones, and `embed` then loads them again. With `agree` the worker never encodes.
+            False: the worker hashes the features and copies them to the device; `embed` encodes them. It does
+            not copy features of items with ``move_feature=False``. All prefetches together keep about 256 MiB
+            of features: the oldest ones of earlier prefetches are freed for new ones, and `embed` then loads
+            them again. With `agree` the worker never encodes.
 
         Returns
         -------

@@ -64,7 +64,7 @@ _ACCEPTED: tuple[tuple[set[str], str], ...] = (
     (NONE, "cache device group is_embed key keys out ring rows second_per_grid_ts shadow stream tier"),
     (NONE, "deepstack_rows feature_dtype weight_dtype store_dtype processor"),
     (NONE, "vision_pipeline.device_bytes attach.device_bytes attach.host_bytes attach.policy"),
-    (FLAG, "checksum complete_key complete_keys contiguous encode encode_ahead move_features"),
+    (FLAG, "checksum complete_key complete_keys contiguous encode encode_ahead move_feature move_features"),
     (FLAG, "narrow table warm_up.scale warm_up.text_scale warm_up.store"),
     (FLAG | NONE, "attach.checksum"),
     (CALLABLE, "VisionPipeline.encode invalidate report"),

@@ -96,6 +96,7 @@ def make_item(stack: ExitStack) -> Call:
         "rows": None,
         "row_width": HIDDEN,
         "context": None,
+        "move_feature": True,
     }
 
 
