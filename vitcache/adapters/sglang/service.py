@@ -112,6 +112,7 @@ class Service:
         """Return the steps of a model. The first step of a model makes its cache."""
         if self._made != STOCK_CACHE.number:  # SGLang has made its cache anew, maybe with another size
             self._made = STOCK_CACHE.number
+            self._options = None  # the operator may have changed them
             self._close(list(self._steps))
         step = self._steps.get((id(model), shape))
         if step is not None and step.model() is model:
