@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vitcache.cache.stats import CacheStats
 
@@ -79,14 +80,16 @@ class Counts:
                 text,
             )
 
-    def add_unshared(self, kind: str) -> None:
-        """Count an item without a key of its content. The first one is logged as a warning."""
+    def add_unshared(self, source: Any) -> None:
+        """Count an item of SGLang whose content has no key. The first one is logged as a warning."""
         self.unshared += 1
         if self.unshared == 1:
             logger.warning(
-                "an item has no key that other requests can use: %s. trust_engine_hash in "
-                "VITCACHE_SGLANG_OPTIONS lets SGLang's 64-bit hash name it; further items are only counted",
-                kind,
+                "other requests cannot use the rows of an item with a feature of type %s and data %s, which "
+                "cannot be hashed; if the feature is to blame, trust_engine_hash in VITCACHE_SGLANG_OPTIONS "
+                "lets SGLang's 64-bit hash name it. Further items are only counted",
+                type(source.feature).__name__,
+                {name: type(value).__name__ for name, value in source.model_specific_data.items()},
             )
 
     def read(self, caches: tuple[CacheStats, ...]) -> SglangStats:

@@ -83,7 +83,8 @@ def around_extend_items(original: Callable[..., Any], request: Any, *args: Any, 
     result = original(request, *args, **kwargs)
     inputs = request.multimodal_inputs
     if inputs is not None:
-        inputs.__dict__[TENANT] = (str(request.cache_salt or ""), str(request.extra_key or ""))
+        names = (getattr(request, name, None) for name in ("cache_salt", "extra_key"))
+        inputs.__dict__[TENANT] = tuple(str(name or "") for name in names)
     return result
 
 

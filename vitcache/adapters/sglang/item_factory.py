@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.item_keys import is_feature, item_key
-from vitcache.adapters.sglang.offload import encoder_moves, wait_until_offloaded
+from vitcache.adapters.sglang.feature_places import encoder_moves, wait_until_offloaded
+from vitcache.adapters.sglang.item_keys import ItemKey, item_key
 from vitcache.keys.content import KEY_BYTES
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
+
+ARGUMENTS = "sglang"  # the argument of `Item` with the arguments of a key, which are hashed with the feature
 
 
 class Feature:
@@ -32,7 +34,7 @@ class Feature:
 
     def __call__(self) -> Any:
         feature = self._source.feature
-        wait_until_offloaded(feature)
+        wait_until_offloaded(self._source, feature)
         return feature
 
 
@@ -72,19 +74,32 @@ class ItemFactory:
     trust_engine_hash: bool
     counts: Counts
 
-    def make(self, source: Any, spans: Sequence[Span], tenant: tuple[str, str]) -> Item:
+    def make(
+        self, source: Any, spans: Sequence[Span], tenant: tuple[str, str], known: ItemKey | None
+    ) -> tuple[Item, ItemKey | None]:
         """Return the item of `source`, a `MultimodalDataItem` of SGLang, which becomes its context.
 
         An item whose rows cannot exist gets a feature that raises the reason, so the step reports it.
+
+        Parameters
+        ----------
+        known
+            The key of the item, if an earlier request has computed it.
+
+        Returns
+        -------
+        Item, ItemKey or None
+            The item, and how the pipeline finds its key; None for precomputed rows.
         """
         try:
             if source.precomputed_embeddings is not None:
-                return self._precomputed(source, spans)
-            return self._encoded(source, spans, tenant)
+                return self._precomputed(source, spans), None
+            return self._encoded(source, spans, tenant, known)
         except (ValueError, TypeError) as error:
+            feature = Failure(error.with_traceback(None))
             return Item(
-                Failure(error), spans, key=os.urandom(KEY_BYTES), complete_key=True, move_feature=False
-            )
+                feature, spans, key=os.urandom(KEY_BYTES), complete_key=True, move_feature=False
+            ), None
 
     def is_elsewhere(self, source: Any) -> bool:
         """Whether the precomputed rows of `source` must be copied to the device of the rows for each step."""
@@ -102,22 +117,23 @@ class ItemFactory:
                 "precomputed_embeddings must be a tensor of rows, got "
                 f"{tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__}"
             )
-        wait_until_offloaded(rows)
+        wait_until_offloaded(source, rows)
         rows = rows.reshape(-1, rows.shape[-1]).to(self.device, non_blocking=True)
         return Item(None, spans, rows=rows, row_width=self.row_width(source.modality), context=source)
 
-    def _encoded(self, source: Any, spans: Sequence[Span], tenant: tuple[str, str]) -> Item:
-        key = item_key(source, sum(span.length for span in spans), tenant, self.trust_engine_hash)
-        if not key.is_shared:
-            self.counts.add_unshared(
-                f"its feature is a {type(source.feature).__name__}"
-                if not is_feature(source.feature)
-                else f"its data {sorted(source.model_specific_data)} cannot be hashed"
-            )
+    def _encoded(
+        self, source: Any, spans: Sequence[Span], tenant: tuple[str, str], known: ItemKey | None
+    ) -> tuple[Item, ItemKey]:
+        key = known
+        if key is None:
+            num_rows = sum(span.length for span in spans)
+            key = item_key(source, num_rows, tenant, self.trust_engine_hash)
+            if not key.is_shared:
+                self.counts.add_unshared(source)
         embedder = self.embedder(source.modality)
         # SGLang moves tensors, and leaves other objects and the features of some encoders to the encoder.
         is_moved = isinstance(source.feature, Tensor) and not encoder_moves(embedder)
-        return Item(
+        item = Item(
             Feature(source),
             spans,
             key=key.key,
@@ -127,3 +143,5 @@ class ItemFactory:
             move_feature=is_moved,
             sglang=key.arguments,
         )
+        item.digest = key.digest
+        return item, key

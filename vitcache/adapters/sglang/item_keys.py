@@ -26,11 +26,14 @@ class ItemKey(NamedTuple):
         Everything beside the feature that the rows depend on.
     is_shared
         False: `key` is a random one, and only the requests that have the same item object find its rows.
+    digest
+        The key that the pipeline has computed from the feature, as `Item.digest`; or None.
     """
 
     key: bytes | None
     arguments: dict[str, Any]
     is_shared: bool = True
+    digest: Any = None
 
 
 def item_key(source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_hash: bool) -> ItemKey:
@@ -40,7 +43,7 @@ def item_key(source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_h
     ----------
     source
         SGLang's `MultimodalDataItem`. With an `identity`, a digest of its content that SGLang has computed,
-        this is hashed in place of the feature.
+        this is hashed in place of the feature. Data that cannot be hashed are left out then.
     num_rows
         Rows of the item.
     tenant
@@ -53,15 +56,14 @@ def item_key(source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_h
         for name, value in source.model_specific_data.items()
         if not name.startswith(_TRANSPORT)
     }
-    arguments = {"modality": source.modality.name, "tenant": list(tenant), "rows": num_rows, "data": data}
-    if not is_hashable(data):
-        return ItemKey(os.urandom(KEY_BYTES), {}, is_shared=False)
+    hashed = {name: value for name, value in data.items() if is_hashable(value)}
+    arguments = {"modality": source.modality.name, "tenant": list(tenant), "rows": num_rows, "data": hashed}
     if source.identity is not None:
         return ItemKey(content_key(bytes(source.identity), extra={"by": "identity", **arguments}), {})
     if trust_engine_hash and source.hash is not None:
         named = source.hash.to_bytes(8, "big")
         return ItemKey(content_key(named, extra={"by": "hash", **arguments}), {})
-    if is_feature(source.feature):
+    if len(hashed) == len(data) and is_feature(source.feature):
         return ItemKey(None, arguments)
     return ItemKey(os.urandom(KEY_BYTES), {}, is_shared=False)
 

@@ -20,7 +20,7 @@ from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.results import ItemError
-from vitcache.pipeline.vision_pipeline import VisionPipeline
+from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE, VisionPipeline
 
 logger = logging.getLogger("vitcache.adapters.sglang")
 
@@ -94,7 +94,7 @@ class ModelStep:
             self._calls.encode,
             self.cache,
             namespace=namespace_of(model, shape.dtype),
-            max_rows_per_encode=options.max_rows_per_encode,
+            max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE,
         )
         self._factory = ItemFactory(
             self._row_width, self._calls.embedder, shape.device, options.trust_engine_hash, counts
@@ -131,21 +131,28 @@ class ModelStep:
     def _place(self, call: StepCall, inputs_embeds: Tensor) -> dict[str, Tensor] | None:
         hidden, levels = self.shape.hidden, self.shape.levels
         info: dict[str, Tensor] = {}
+        deepstack: list[Tensor] | None = None
         if levels:
-            info["input_deepstack_embeds"] = inputs_embeds.new_zeros(len(inputs_embeds), hidden * levels)
-        chunks, numbers = [], []
+            columns = inputs_embeds.new_zeros(len(inputs_embeds), hidden * levels)
+            info["input_deepstack_embeds"] = columns
+            deepstack = list(columns.split(hidden, 1))  # the native module checks a list of levels
+        chunks: list[Chunk] = []
+        placed: list[tuple[int, RequestItems]] = []
         windows = zip(call.requests, call.starts, call.lengths, call.offsets, strict=False)
         for number, (request, start, length, offset) in enumerate(windows):
             if length > 0 and request.mm_items:
-                items = RequestItems.of(request).read(request.mm_items, start, start + length, self._factory)
+                request_items = RequestItems.of(request)
+                items = request_items.read(request.mm_items, start, start + length, self._factory)
                 chunks.append(Chunk(items, start, length, offset))
-                numbers.append(number)
-        result = self._pipeline.place(chunks, inputs_embeds, deepstack=info.get("input_deepstack_embeds"))
+                placed.append((number, request_items))
+        result = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
+        for _, request_items in placed:
+            request_items.store_keys()
         if result.errors:
             if any(isinstance(error.cause, PrunedVideo) for error in result.errors):
                 return None
             for error in result.errors:
-                self._report(error, numbers[error.chunk])
+                self._report(error, placed[error.chunk][0])
         self._counts.steps += 1
         return info
 

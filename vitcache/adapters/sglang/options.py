@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vitcache.arguments import INT64_MAX, check_bool, to_bytes, to_int
-from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE
 
 VARIABLE = "VITCACHE_SGLANG_OPTIONS"
 
@@ -25,7 +24,7 @@ class Options:
     host_bytes
         Size of the host tier of each rank, in pinned memory; 0: no host tier.
     max_rows_per_encode
-        Most rows of one call of the encoder.
+        Most rows of one call of the encoder. None: the default of `VisionPipeline`.
     trust_engine_hash
         True: the 64-bit hash of SGLang stands for the content of an item. Items are then not hashed by
         vitcache, and two items with one hash, of one modality, one number of rows and equal grids are one.
@@ -38,7 +37,7 @@ class Options:
 
     device_bytes: int | None = None
     host_bytes: int = 0
-    max_rows_per_encode: int = MAX_ROWS_PER_ENCODE
+    max_rows_per_encode: int | None = None
     trust_engine_hash: bool = False
 
     @classmethod

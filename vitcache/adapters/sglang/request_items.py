@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
+from vitcache.adapters.sglang.feature_places import can_be_borrowed, lend
 from vitcache.adapters.sglang.hooks import TENANT
-from vitcache.adapters.sglang.item_factory import ItemFactory
+from vitcache.adapters.sglang.item_factory import ARGUMENTS, ItemFactory
+from vitcache.adapters.sglang.item_keys import ItemKey
 from vitcache.pipeline.items import Item, Items
 from vitcache.placement.spans import Span, spans_from_inclusive
 
@@ -26,10 +28,9 @@ class RequestItems:
 
     It lives in the `__dict__` of SGLang's `MultimodalInputs`, and dies with it. A copy or a pickle of that
     object gets an empty one.
-
     """
 
-    __slots__ = ("_items", "_offsets", "_rows", "_sources", "_tenant")
+    __slots__ = ("_borrowed", "_items", "_offsets", "_rows", "_sources", "_tenant", "_unkeyed")
 
     def __init__(self, tenant: tuple[str, str] = NO_TENANT) -> None:
         self._tenant = tenant
@@ -37,14 +38,17 @@ class RequestItems:
         self._sources: Sequence[Any] = ()
         self._offsets: Sequence[Any] = ()
         self._rows: Sequence[Any] = ()
+        self._unkeyed: list[tuple[Any, Item]] = []
+        self._borrowed: list[Any] = []
 
     @classmethod
     def of(cls, request: Any) -> RequestItems:
         """Return the object of a `MultimodalInputs`. The first call makes it."""
         kept = request.__dict__
+        tenant = kept.get(TENANT, NO_TENANT)
         made: RequestItems | None = kept.get(NAME)
-        if made is None or made._tenant is not kept.get(TENANT, NO_TENANT):
-            made = kept[NAME] = cls(kept.get(TENANT, NO_TENANT))
+        if made is None or made._tenant is not tenant:
+            made = kept[NAME] = cls(tenant)
         return made
 
     def __reduce__(self) -> tuple[type[RequestItems], tuple[()]]:
@@ -65,21 +69,40 @@ class RequestItems:
         """
         if None in sources:
             sources = [source for source in sources if source is not None]
-        if self._items is not None and self._is_current(sources):
-            return self._items
+        if self._items is None or not self._is_current(sources):
+            return self._make_all(sources, start, stop, factory)
+        for source in self._borrowed:
+            lend(source, start, stop)
+        return self._items
+
+    def _make_all(self, sources: Sequence[Any], start: int, stop: int, factory: ItemFactory) -> Items:
+        self._unkeyed = []
         occupied: list[tuple[int, int]] = []
         elsewhere = [factory.is_elsewhere(source) for source in sources]
         items = Items(
             [
-                self._item(source, factory, occupied, (start, stop) if is_elsewhere else None)
+                self._make(source, factory, occupied, (start, stop) if is_elsewhere else None)
                 for source, is_elsewhere in zip(sources, elsewhere, strict=True)
             ]
         )
         # Copies of rows live for one step, as those of SGLang.
         self._items = None if any(elsewhere) else items
         self._sources = list(sources)
+        self._borrowed = [source for source in sources if source.offsets and can_be_borrowed(source)]
+        for source in self._borrowed:
+            lend(source, start, stop)
         self._offsets, self._rows = list(map(_OFFSETS, sources)), list(map(_ROWS, sources))
         return items
+
+    def store_keys(self) -> None:
+        """Store the keys that a step has computed with the items of SGLang: sessions pass them on."""
+        if not self._unkeyed:
+            return
+        for source, item in self._unkeyed:
+            if item.digest is not None:
+                key = ItemKey(None, item.encoder_kwargs[ARGUMENTS], digest=item.digest)
+                source.__dict__[NAME] = _KnownKey(source.offsets, self._tenant, key)
+        self._unkeyed = [pair for pair in self._unkeyed if pair[1].digest is None]
 
     def _is_current(self, sources: Sequence[Any]) -> bool:
         return (
@@ -89,49 +112,45 @@ class RequestItems:
             and all(map(is_, map(_ROWS, sources), self._rows))
         )
 
-    def _item(
+    def _make(
         self,
         source: Any,
         factory: ItemFactory,
         occupied: list[tuple[int, int]],
         window: tuple[int, int] | None,
     ) -> Item:
-        """Return the item of `source`: the one that was made in an earlier request, if nothing has changed.
-
-        Sessions pass their items on to the next turn. With a window, the item is made for this step alone.
-        """
-        made_from = _MadeFrom(
-            source.offsets, source.precomputed_embeddings, factory.row_width(source.modality), self._tenant
-        )
-        made: tuple[_MadeFrom, Item] | None = source.__dict__.get(NAME)
-        if made is not None and made[0].equals(made_from) and window is None:
-            occupy(made[1].spans, occupied)
-            return made[1]
+        """Make the item of `source`. With a window, the item is left out unless it overlaps the window."""
+        offsets = source.offsets
         try:
-            spans = spans_from_inclusive(source.offsets)
+            spans = spans_from_inclusive(offsets)
             occupy(spans, occupied)
         except (ValueError, TypeError) as error:
             factory.counts.errors += 1
-            logger.error("an item of a request is left out, its offsets are %r: %s", source.offsets, error)
+            logger.error("an item of a request is left out, its offsets are %r: %s", offsets, error)
             return Item(None, None)
         if window is not None and not any(_overlaps(span, window) for span in spans):
             return Item(None, None)
-        item = factory.make(source, spans, self._tenant)
-        if window is None:
-            source.__dict__[NAME] = made_from, item
+        known: _KnownKey | None = source.__dict__.get(NAME)
+        if known is not None and (known.offsets is not offsets or known.tenant != self._tenant):
+            known = None
+        item, key = factory.make(source, spans, self._tenant, None if known is None else known.key)
+        if key is not None and key.key is not None:
+            source.__dict__[NAME] = _KnownKey(offsets, self._tenant, key)
+        elif key is not None and key.digest is None:
+            self._unkeyed.append((source, item))
         return item
 
 
-class _MadeFrom(NamedTuple):
-    """Everything that the item of a source depends on, beside its content."""
+class _KnownKey(NamedTuple):
+    """The key of an item, with the objects that it was computed from, beside its content.
+
+    It is stored in the `__dict__` of SGLang's item, and does not refer to it: a cycle would keep the
+    features in memory until the next garbage collection.
+    """
 
     offsets: Any
-    rows: Any
-    row_width: int
     tenant: tuple[str, str]
-
-    def equals(self, other: _MadeFrom) -> bool:
-        return self.offsets is other.offsets and self.rows is other.rows and self[2:] == other[2:]
+    key: ItemKey
 
 
 def occupy(spans: Sequence[Span], occupied: list[tuple[int, int]]) -> None:

@@ -29,7 +29,7 @@ class Service:
     def __init__(self) -> None:
         self.counts = Counts()
         self._options: Options | None = None
-        self._made = STOCK_CACHE.number
+        self._making = STOCK_CACHE.making
         self._steps: dict[tuple[int, StepShape], ModelStep] = {}
 
     def embed(
@@ -110,8 +110,8 @@ class Service:
 
     def _step_of(self, model: Any, shape: StepShape) -> ModelStep:
         """Return the steps of a model. The first step of a model makes its cache."""
-        if self._made != STOCK_CACHE.number:  # SGLang has made its cache anew, maybe with another size
-            self._made = STOCK_CACHE.number
+        if self._making is not STOCK_CACHE.making:  # its cache may have another size now
+            self._making = STOCK_CACHE.making
             self._options = None  # the operator may have changed them
             self._close(list(self._steps))
         step = self._steps.get((id(model), shape))

@@ -5,45 +5,67 @@ This module imports nothing heavy: each scheduler makes this cache, also that of
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from vitcache.adapters.disabling import is_disabled
 
+_SCHEDULE = "sglang.srt.managers.mm_schedule"
+
 
 class StockCache:
-    """The size that SGLang has given to its cache, and the way to make the cache.
-
-    Attributes
-    ----------
-    reserved_bytes
-        The bytes that SGLang has reserved for embeddings, or None before it has made its cache.
-    number
-        How often SGLang has made its cache.
-    """
+    """The cache of embeddings that SGLang has made last, and its size. SGLang's scheduler thread uses it."""
 
     def __init__(self) -> None:
-        self.reserved_bytes: int | None = None
-        self.number = 0
-        self._make: Callable[..., Any] | None = None
-        self._is_empty = False
+        self._cache: Any = None
+        self._reserved_bytes: int | None = None
+        self._make: Callable[..., Any] | None = None  # makes it with another size, while it has none
+        self._making = object()
 
     def make(self, original: Callable[..., Any], num_bytes: int) -> Any:
-        """Make SGLang's cache with 0 bytes, or with its own size while VITCACHE_DISABLE is set."""
-        self.reserved_bytes = num_bytes
-        self.number += 1
-        self._make = original
-        self._is_empty = not is_disabled()
-        return original(0 if self._is_empty else num_bytes)
+        """Make SGLang's cache with 0 bytes, or with its own size while VITCACHE_DISABLE is set.
+
+        Parameters
+        ----------
+        original
+            SGLang's `init_mm_embedding_cache`.
+        num_bytes
+            The size that SGLang wants, in bytes.
+        """
+        is_empty = not is_disabled()
+        result = original(0 if is_empty else num_bytes)
+        self._cache, self._reserved_bytes = _current(), num_bytes
+        self._make = original if is_empty else None
+        self._making = object()
+        return result
 
     def restore(self) -> None:
         """Give SGLang's cache its own size, once: SGLang computes steps itself.
 
         The cache allocates memory when it stores rows, beside the pages of vitcache.
         """
-        if self._is_empty and self._make is not None:
-            self._is_empty = False
-            self._make(self.reserved_bytes)
+        if self._make is not None and _current() is self._cache:
+            self._make(self._reserved_bytes)
+            self._cache, self._make = _current(), None
+
+    @property
+    def making(self) -> object:
+        """An object that is another one each time that SGLang has made its cache."""
+        if _current() is not self._cache:  # made before its function was hooked
+            self._cache, self._make = _current(), None
+            self._reserved_bytes = getattr(self._cache, "max_size", None)
+            self._making = object()
+        return self._making
+
+    @property
+    def reserved_bytes(self) -> int:
+        """The bytes that SGLang has reserved for embeddings; 0: none, or not known."""
+        return self._reserved_bytes or 0
+
+
+def _current() -> Any:
+    return getattr(sys.modules.get(_SCHEDULE), "embedding_cache", None)
 
 
 STOCK_CACHE = StockCache()
