@@ -131,11 +131,8 @@ class ModelStep:
     def _place(self, call: StepCall, inputs_embeds: Tensor) -> dict[str, Tensor] | None:
         hidden, levels = self.shape.hidden, self.shape.levels
         info: dict[str, Tensor] = {}
-        deepstack: list[Tensor] | None = None
         if levels:
-            columns = inputs_embeds.new_zeros(len(inputs_embeds), hidden * levels)
-            info["input_deepstack_embeds"] = columns
-            deepstack = list(columns.split(hidden, 1))  # the native module checks a list of levels
+            info["input_deepstack_embeds"] = inputs_embeds.new_zeros(len(inputs_embeds), hidden * levels)
         chunks: list[Chunk] = []
         placed: list[tuple[int, RequestItems]] = []
         windows = zip(call.requests, call.starts, call.lengths, call.offsets, strict=False)
@@ -145,7 +142,7 @@ class ModelStep:
                 items = request_items.read(request.mm_items, start, start + length, self._factory)
                 chunks.append(Chunk(items, start, length, offset))
                 placed.append((number, request_items))
-        result = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
+        result = self._pipeline.place(chunks, inputs_embeds, deepstack=info.get("input_deepstack_embeds"))
         for _, request_items in placed:
             request_items.store_keys()
         if result.errors:
