@@ -25,8 +25,8 @@ def draw(rows: figures.Rows) -> Figure:
         len(parts), 1, height=1.4 + 0.42 * sum(heights), height_ratios=heights
     )
     for [axes], (title, part) in zip(panels, parts.items(), strict=True):
-        axes.set_xscale("log")
         figures.compare(axes, part, looks, unit=" us", targets=targets)
+        axes.set_xscale("log")
         figures.log_ticks(axes)
         axes.set(title=title, xlabel=f"{METRICS[part[0]['metric']]} (microseconds)", ylabel="step")
     return figures.finish(figure, rows, title_of(rows), f"{NOTE} {figures.SPREAD}")
