@@ -34,24 +34,23 @@ def token_offsets(
     >>> token_offsets(batch, [first, last], [10, 12], num_tokens=32)
     [0, 17]
     """
-    offsets = None if batch is None else _offsets_in(batch, requests)
+    offsets = None if batch is None else _offsets_in(batch, requests, num_tokens)
     if offsets is None and len(requests) == len(lengths) and sum(lengths) == num_tokens:
         return list(accumulate(lengths, initial=0))[:-1]
     return offsets
 
 
-def _offsets_in(batch: Any, requests: Sequence[Any]) -> list[int] | None:
+def _offsets_in(batch: Any, requests: Sequence[Any], num_tokens: int) -> list[int] | None:
     """The offsets of the requests of a batch, or None if `requests` are not its requests with items."""
     lengths, all_requests = batch.extend_seq_lens_cpu, batch.mm_inputs
-    if lengths is None or all_requests is None:
+    if lengths is None or all_requests is None or sum(lengths) > num_tokens:
         return None
-    starts = [
-        (request, start)
-        for request, start in zip(all_requests, accumulate(lengths, initial=0), strict=False)
-        if request is not None
-    ]
-    if len(starts) != len(requests):
-        return None
-    if any(found is not request for (found, _), request in zip(starts, requests, strict=True)):
-        return None
-    return [start for _, start in starts]
+    offsets: list[int] = []
+    offset = 0
+    for request, length in zip(all_requests, lengths, strict=False):
+        if request is not None:
+            if len(offsets) == len(requests) or requests[len(offsets)] is not request:
+                return None
+            offsets.append(offset)
+        offset += length
+    return offsets if len(offsets) == len(requests) else None
