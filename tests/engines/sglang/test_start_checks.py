@@ -16,9 +16,8 @@ from sglang_scene.plugin import bindings, find, plugged
 
 from vitcache.adapters.sglang import register, start_up
 from vitcache.adapters.sglang.options import VARIABLE
-from vitcache.adapters.sglang.targets import SET_UP, TARGETS
-
-CHECKED = [target for target in TARGETS if target.name != SET_UP]
+from vitcache.adapters.sglang.start_up import HOOKED
+from vitcache.adapters.sglang.targets import TARGETS
 
 
 @pytest.fixture(autouse=True)
@@ -44,25 +43,25 @@ def set_target(monkeypatch: pytest.MonkeyPatch, target: Any, value: Any) -> None
 
 
 def test_scheduler_starts_with_every_hook_in_place() -> None:
-    assert {target.name.split(".")[-1] for target in TARGETS} == {binding.name for binding in bindings()}
+    assert {target.name.split(".")[-1] for target in HOOKED} == {binding.name for binding in bindings()}
     assert starts()
 
 
-@pytest.mark.parametrize("target", CHECKED, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_target_without_its_hook_ends_the_scheduler(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     set_target(monkeypatch, target, find(target).__wrapped__)
     with pytest.raises(RuntimeError, match=rf"{target.path} does not call the hook"):
         start()
 
 
-@pytest.mark.parametrize("target", CHECKED, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_renamed_target_ends_the_scheduler(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(find(target, parent=True), target.name.split(".")[-1])
     with pytest.raises(RuntimeError, match=rf"{target.path} is missing"):
         start()
 
 
-@pytest.mark.parametrize("target", CHECKED, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_target_that_another_plugin_replaced_ends_the_scheduler(
     target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +85,7 @@ def test_target_with_other_parameters_ends_the_scheduler(monkeypatch: pytest.Mon
 
 
 def test_registry_that_applies_nothing_ends_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
-    for target in CHECKED:
+    for target in TARGETS:
         set_target(monkeypatch, target, find(target).__wrapped__)
     with pytest.raises(RuntimeError, match=r"prepare_mm_inputs does not call the hook"):
         start()
@@ -155,7 +154,10 @@ def test_disabled_plugin_checks_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_second_registration_changes_nothing() -> None:
-    before = {target.path: find(target) for target in TARGETS}
     register()
     HookRegistry.apply_hooks()
-    assert {target.path: find(target) for target in TARGETS} == before
+    before = {target.path: find(target) for target in HOOKED}
+    register()
+    HookRegistry.apply_hooks()
+    HookRegistry.reset()
+    assert {target.path: find(target) for target in HOOKED} == before
