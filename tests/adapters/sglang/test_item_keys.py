@@ -39,13 +39,9 @@ def key(source: DataItem, rows: int = 2, tenant: Any = NO_TENANT, trust: bool = 
 
 
 def test_equal_items_of_two_requests_have_one_key() -> None:
-    data = {
-        "grid": torch.tensor([[1, 4, 6]]),
-        "scale": 0.5,
-        "mode": Mode.FAST,
-        "names": ["a", None, {"b": (1,)}],
-    }
-    assert key(item(**data)) == key(item(**data))
+    data = {"scale": 0.5, "mode": Mode.FAST, "names": ["a", None, {"b": (1,)}]}
+    one, two = (item(grid=torch.tensor([[1, 4, 6]]), **data) for _ in range(2))
+    assert key(one) == key(two)
     assert key(item()) == key(item(feature=np.arange(6, dtype=np.float32).reshape(2, 3)))
 
 
@@ -122,9 +118,8 @@ def test_trusted_hash_of_an_item_without_one_leaves_the_content() -> None:
 
 
 def test_identity_precedes_the_trusted_hash() -> None:
-    assert key(item(identity=bytes(32), hash=1), trust=True) == key(
-        item(identity=bytes(32), hash=2), trust=True
-    )
+    one, two = item(identity=bytes(32), hash=1), item(identity=bytes(32), hash=2)
+    assert key(one, trust=True) == key(two, trust=True)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2**63, 2**64 - 1])
@@ -230,14 +225,8 @@ def test_data_that_cannot_be_hashed_give_a_key_of_this_item_alone(value: Any) ->
 
 
 def test_every_accepted_value_can_be_hashed() -> None:
-    values = [
-        *UNHASHABLE_FEATURES.values(),
-        *HASHABLE_FEATURES.values(),
-        *UNHASHABLE_DATA.values(),
-        None,
-        2**999,
-    ]
-    for value in values:
+    features = {**UNHASHABLE_FEATURES, **HASHABLE_FEATURES}
+    for value in [*features.values(), *UNHASHABLE_DATA.values(), 2**999]:
         for accepts, arguments in ((is_feature, (value, None)), (is_hashable, (b"", value))):
             if accepts(value):
                 assert len(content_key(arguments[0], extra=arguments[1])) == 32
