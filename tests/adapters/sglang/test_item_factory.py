@@ -25,6 +25,7 @@ def factory(**values: Any) -> ItemFactory:
             "row_width": lambda modality: HIDDEN,
             "embedder": lambda modality: None,
             "device": torch.device("cpu"),
+            "dtype": torch.float32,
             "trust_engine_hash": False,
             "counts": Counts(),
         }
@@ -93,6 +94,8 @@ ROWS = {
     "array": np.ones((3, HIDDEN), np.float32),
     "strided array": np.ones((6, HIDDEN), np.float32)[::-2],
     "float16": torch.ones(3, HIDDEN, dtype=torch.float16),
+    "float64": np.full((3, HIDDEN), 1 / 3),
+    "integers": torch.arange(3 * HIDDEN).reshape(3, HIDDEN),
     "gradient": torch.ones(3, HIDDEN, requires_grad=True),
 }
 
@@ -121,8 +124,6 @@ WRONG_ROWS = {
     "empty list": [],
     "text": "rows",
     "object array": np.array([[None] * HIDDEN] * 3),
-    "integers": torch.ones(3, HIDDEN, dtype=torch.long),
-    "double": torch.ones(3, HIDDEN, dtype=torch.float64),
     "sparse": torch.ones(3, HIDDEN).to_sparse(),
     "nested": torch.nested.nested_tensor([torch.ones(3, HIDDEN)]),
     "meta": torch.ones(3, HIDDEN, device="meta"),
