@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import vitcache
-from vitcache.adapters.sglang.plugin import TESTED_VERSIONS as SGLANG_VERSIONS
+from vitcache.adapters.sglang.start_up import TESTED_VERSIONS as SGLANG_VERSIONS
 from vitcache.adapters.vllm.plugin import TESTED_VERSIONS
 from vitcache.bench.run import BENCHES
 from vitcache.versions import SUPPORTED, versions_of_tests

@@ -14,9 +14,8 @@ from sglang_page import count_table, reason_table, size_table
 from vitcache._version import __version__
 from vitcache.adapters.sglang import model_step, start_up
 from vitcache.adapters.sglang.options import VARIABLE, Options
-from vitcache.adapters.sglang.plugin import TESTED_VERSIONS
 from vitcache.adapters.sglang.service import UNRESERVED_BYTES
-from vitcache.adapters.sglang.start_up import ANY_VERSION
+from vitcache.adapters.sglang.start_up import ANY_VERSION, TESTED_VERSIONS
 from vitcache.adapters.sglang.targets import TARGETS
 from vitcache.pipeline.feature_mover import RING_BYTES
 from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE, VisionPipeline
