@@ -57,7 +57,16 @@ ORDER = (
     ),
     "adapters",
     *("metrics", "info", "demo"),
-    *("bench.harness", "bench.traffic", "bench.chats", "bench.engines", "bench.claims", "bench", "__main__"),
+    *(
+        "bench.harness",
+        "bench.traffic",
+        "bench.chats",
+        "bench.engines",
+        "bench.sglang",
+        "bench.claims",
+        "bench",
+        "__main__",
+    ),
 )
 LOWEST_USER = "demo"  # this room and higher ones may import the public names, as callers do
 

@@ -65,6 +65,6 @@ def test_case_whose_package_is_missing_names_it_as_pip_does(
         assert line.endswith(" failed: it needs scikit-learn: pip install 'vitcache[demo]'")
 
 
-def test_only_the_bench_of_the_engines_needs_a_package_that_the_setup_lacks() -> None:
+def test_only_the_benches_of_engines_need_packages_that_the_setup_lacks() -> None:
     needs = {name: bench.REQUIRES for name, bench in run.BENCHES.items() if hasattr(bench, "REQUIRES")}
-    assert needs == {"engines": "vllm"}
+    assert needs == {"engines": "vllm", "sglang": "sglang"}

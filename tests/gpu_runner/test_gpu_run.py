@@ -45,7 +45,7 @@ class Runner:
         self.slow: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.facts: dict[str, Any] = dict(FACTS)
-        self.installed: dict[str, Any] = {"has_xdist": False, "why_no_vllm": None}
+        self.installed: dict[str, Any] = {"has_xdist": False, "why_no_vllm": None, "why_no_sglang": None}
         monkeypatch.setattr(facts, "ask", lambda settings, limit_s: {**self.facts, **self.installed})
         benches = {"placement": True, "ring": True, "cache": False}
         monkeypatch.setattr(facts, "list_benches", lambda settings, limit_s: benches)

@@ -20,12 +20,12 @@ from vitcache.bench import run
 # Benches by whether they measure a GPU.
 BENCHES = {
     **dict.fromkeys(("accuracy", "blocks", "hits", "keys", "limit", "merge", "multiturn"), True),
-    **dict.fromkeys(("placement", "ring", "scatter", "step", "vision", "engines"), True),
+    **dict.fromkeys(("placement", "ring", "scatter", "step", "vision", "engines", "sglang"), True),
     **dict.fromkeys(("attach", "cache", "cpu"), False),
 }
 ON_GPU = [
     *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "merge", "multiturn", "blocks"),
-    *("keys", "limit", "engines", "accuracy", "vision"),
+    *("keys", "limit", "engines", "sglang", "accuracy", "vision"),
 ]
 DRY = Settings("python", Path("out"), dry=True)
 GPU = Settings("python", Path("out"), budget_s=600)
@@ -154,9 +154,17 @@ def test_engines_are_skipped_where_vllm_cannot_use_the_gpu_and_no_other_part_is(
     assert make_part("ring", GPU, has_xdist=True, why_no_vllm=reason).skipped is None
 
 
+def test_bench_of_sglang_is_skipped_where_sglang_is_missing_and_no_other_part_is() -> None:
+    reason = "python3 has no SGLang"
+    assert make_part("sglang", GPU, has_xdist=True, why_no_sglang=reason).skipped == reason
+    assert make_part("sglang", GPU, has_xdist=True).skipped is None
+    assert make_part("engines", GPU, has_xdist=True, why_no_sglang=reason).skipped is None
+
+
 def test_facts_of_a_dry_run_say_why_no_engine_runs() -> None:
     settings = Settings(sys.executable, Path("out"), dry=True)
-    assert facts.ask(settings, 120.0)["why_no_vllm"] == "a dry run has no GPU"
+    found = facts.ask(settings, 120.0)
+    assert found["why_no_vllm"] == found["why_no_sglang"] == "a dry run has no GPU"
 
 
 def test_probe_has_20_seconds_on_a_gpu_and_no_limit_in_a_dry_run() -> None:

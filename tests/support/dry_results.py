@@ -7,10 +7,18 @@ from typing import Any
 
 from vitcache.bench.chats.contenders import CONTENDERS
 from vitcache.bench.chats.sides import SIDES
-from vitcache.bench.claims import bench_blocks, bench_hits, bench_limit, bench_multiturn, bench_scatter
-from vitcache.bench.harness.registry import PLACEMENT_CASES
+from vitcache.bench.claims import (
+    bench_blocks,
+    bench_hits,
+    bench_limit,
+    bench_multiturn,
+    bench_scatter,
+    bench_sglang,
+)
+from vitcache.bench.harness.registry import GPU, PLACEMENT_CASES, cases_for
+from vitcache.bench.sglang.sides import STOCK, VITCACHE
 
-BENCHES = ("blocks", "hits", "limit", "multiturn", "placement", "scatter", "step")
+BENCHES = ("blocks", "hits", "limit", "multiturn", "placement", "scatter", "sglang", "step")
 MACHINE = {
     "device": "NVIDIA H100 80GB HBM3",
     "torch": "2.9.0+cu130",
@@ -66,6 +74,11 @@ def _results(bench: str) -> Iterator[tuple[str, str, str, str, str | None]]:
                     yield f"{chat.name} turn {turn}", name, "vit_ms", "ms", "turn 1"
                     yield f"{chat.name} turn {turn}", name, "ttft_ms", "ms", "no cache"
                 yield f"{chat.name} turn {chat.turns}", name, "encoded", "images", None
+    elif bench == "sglang":
+        for step_case in cases_for(bench_sglang.CASES["full"], "full", GPU):
+            for metric in ("device_us", "host_us"):
+                for name in (STOCK, VITCACHE):
+                    yield step_case.name, name, metric, "us", STOCK
     elif bench == "step":
         for name in ("tower", "tower, one call", ".to, one call", "vitcache", "vitcache, keys computed"):
             yield "8x1920x1080", name, "step_us", "us", "tower"

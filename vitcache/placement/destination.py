@@ -202,7 +202,7 @@ def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
 
 
 def _lie_in_order(rows: Tensor, levels: Tensor) -> bool:
-    """Whether the planes have the usual layout: levels outside of the rows, one after the other.
+    """Whether the planes have a usual layout: levels outside of the rows, one after the other or as columns.
 
     Such planes share no memory.
     """
@@ -211,7 +211,10 @@ def _lie_in_order(rows: Tensor, levels: Tensor) -> bool:
     if first < end and begin < last:
         return False
     stride_level, stride_row, _ = levels.stride()
-    return len(levels) < 2 or stride_level >= stride_row * (levels.shape[1] - 1) + levels.shape[2]
+    count, num_tokens, hidden = levels.shape
+    if count < 2 or stride_level >= stride_row * (num_tokens - 1) + hidden:
+        return True
+    return hidden <= stride_level and stride_level * (count - 1) + hidden <= stride_row
 
 
 def _share_rows(plane: Tensor, other: Tensor) -> bool:

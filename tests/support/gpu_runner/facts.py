@@ -36,9 +36,18 @@ def find_why_no_vllm():
         return f"vLLM cannot be imported: {type(error).__name__}: {error}"
     return None if current_platform.is_cuda() else f"vLLM of {sys.executable} does not run on CUDA"
 why_no_vllm = "a dry run has no GPU" if dry else find_why_no_vllm()
+why_no_sglang = "a dry run has no GPU" if dry else None
+if not dry and find_spec("sglang") is None:
+    why_no_sglang = f"{sys.executable} has no SGLang"
 device = f"cpu {platform.machine()}" if dry else torch.cuda.get_device_name()
 has_xdist = find_spec("xdist") is not None
-answer(device=device, torch=torch.__version__, has_xdist=has_xdist, why_no_vllm=why_no_vllm)
+answer(
+    device=device,
+    torch=torch.__version__,
+    has_xdist=has_xdist,
+    why_no_vllm=why_no_vllm,
+    why_no_sglang=why_no_sglang,
+)
 """
 SOURCES = ("vitcache", "triton_kernels", "csrc", "bench", "tests")
 
@@ -52,7 +61,7 @@ class OutOfTime(Exception):
 
 
 def ask(settings: Settings, limit_s: float) -> dict[str, Any]:
-    """Return device, torch, commit, whether pytest-xdist is installed, and why vLLM cannot use the GPU.
+    """Return device, torch, commit, whether pytest-xdist is installed, and why vLLM and SGLang cannot run.
 
     Raises
     ------

@@ -42,7 +42,7 @@ class GpuRun:
         settings = self.settings
         check_only(settings.only, bench_names(settings.root))
         machine = facts.ask(settings, self.budget.left_s)
-        installed = {name: machine.pop(name) for name in ("has_xdist", "why_no_vllm")}
+        installed = {name: machine.pop(name) for name in ("has_xdist", "why_no_vllm", "why_no_sglang")}
         self._env["VITCACHE_COMMIT"] = machine["commit"]
         self.folder = ResultsFolder(settings, machine)
         if settings.needs_build:

@@ -9,12 +9,13 @@ from gpu_runner.settings import Settings
 # The parts that tell most come first, as the budget may end before the last part.
 ORDER = (
     *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "merge", "multiturn"),
-    *("blocks", "keys", "limit", "engines"),
+    *("blocks", "keys", "limit", "engines", "sglang"),
 )
 # `sanitize` is the last part: it takes longest. A dry run omits it, as it checks only code on a GPU.
 PROBE, TESTS, SANITIZE = "probe", "tests", "sanitize"
 # Real engines of vLLM, and the bench of this name.
 ENGINES = "engines"
+SGLANG = "sglang"  # the bench that needs SGLang
 PROBE_S = 18.0  # 20 seconds in all, with the import of torch
 PROBE_GRACE_S = 12.0  # the probe ends by itself; it is interrupted this long after it should have ended
 
@@ -96,10 +97,18 @@ def check_only(only: Sequence[str], benches: Sequence[str]) -> None:
         raise ValueError(f"each part in ONLY must be one of: {' '.join(known)}; got {unknown[0]}")
 
 
-def make_part(name: str, settings: Settings, *, has_xdist: bool, why_no_vllm: str | None = None) -> Part:
+def make_part(
+    name: str,
+    settings: Settings,
+    *,
+    has_xdist: bool,
+    why_no_vllm: str | None = None,
+    why_no_sglang: str | None = None,
+) -> Part:
     """Return a part with its commands.
 
-    `has_xdist` says whether pytest-xdist is installed, `why_no_vllm` why vLLM cannot use the GPU, or None.
+    `has_xdist` says whether pytest-xdist is installed, `why_no_vllm` and `why_no_sglang` why an engine
+    cannot use the GPU, or None.
     """
     python = settings.python
     if name == PROBE:
@@ -128,7 +137,7 @@ def make_part(name: str, settings: Settings, *, has_xdist: bool, why_no_vllm: st
         no_waits = {"VLLM_GPU_SYNC_CHECK": "error"}
         commands = [Command(_bench(name, settings), no_waits), _engine_tests(settings, no_waits)]
         return Part(name, commands, skipped=why_no_vllm)
-    return Part(name, [Command(_bench(name, settings))])
+    return Part(name, [Command(_bench(name, settings))], skipped=why_no_sglang if name == SGLANG else None)
 
 
 def _bench(name: str, settings: Settings) -> list[str]:

@@ -62,13 +62,17 @@ def item_key(source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_h
     hashed = {name: value for name, value in data.items() if is_hashable(value)}
     arguments = {"modality": source.modality.name, "tenant": list(tenant), "rows": num_rows, "data": hashed}
     if source.identity is not None:
-        return ItemKey(content_key(bytes(source.identity), extra={"by": "identity", **arguments}), {})
+        return _named("identity", bytes(source.identity), arguments)
     if trust_engine_hash and source.hash is not None:
-        named = source.hash.to_bytes(8, "big")
-        return ItemKey(content_key(named, extra={"by": "hash", **arguments}), {})
+        return _named("hash", source.hash.to_bytes(8, "big"), arguments)
     if len(hashed) == len(data) and is_feature(source.feature):
         return ItemKey(None, arguments)
     return ItemKey(os.urandom(KEY_BYTES), {}, is_shared=False)
+
+
+def _named(kind: str, name: bytes, arguments: dict[str, Any]) -> ItemKey:
+    """Return the key of an item whose content has a name of SGLang."""
+    return ItemKey(content_key(name, extra=[kind, *arguments.values()]), {})  # a list is hashed faster
 
 
 def is_feature(value: Any) -> bool:

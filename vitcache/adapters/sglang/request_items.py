@@ -164,7 +164,8 @@ def occupy(spans: Sequence[Span], occupied: list[tuple[int, int]]) -> None:
         If a span overlaps another one, of this item or of an earlier one (the message has both), or is longer
         than a step can place.
     """
-    found = list(occupied)
+    # A failure must leave `occupied` unchanged: the second span of an item can overlap the first one.
+    found = occupied if len(spans) == 1 else list(occupied)
     for span in spans:
         if span.length == 0:
             continue
@@ -177,7 +178,8 @@ def occupy(spans: Sequence[Span], occupied: list[tuple[int, int]]) -> None:
                     f"tokens [{span.start}, {span.stop}) overlap tokens [{first}, {stop}) of an item"
                 )
         found.insert(place, (span.start, span.stop))
-    occupied[:] = found
+    if found is not occupied:
+        occupied[:] = found
 
 
 def _overlaps(span: Span, window: tuple[int, int]) -> bool:

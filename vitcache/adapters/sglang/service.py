@@ -117,6 +117,7 @@ class Service:
         """Return the steps of a model. The first step of a model makes its cache."""
         if self._making is not STOCK_CACHE.making:  # its cache may have another size now
             self._making = STOCK_CACHE.making
+            self._options = None  # the operator may have changed them
             self._close(list(self._steps))
         step = self._steps.get((id(model), shape))
         if step is not None and step.model() is model:

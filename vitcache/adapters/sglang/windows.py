@@ -45,13 +45,12 @@ def _offsets_in(batch: Any, requests: Sequence[Any], num_tokens: int) -> list[in
     lengths, all_requests = batch.extend_seq_lens_cpu, batch.mm_inputs
     if lengths is None or all_requests is None or sum(lengths) > num_tokens:
         return None
-    starts = [
-        (request, start)
-        for request, start in zip(all_requests, accumulate(lengths, initial=0), strict=False)
-        if request is not None
-    ]
-    if len(starts) != len(requests):
-        return None
-    if any(found is not request for (found, _), request in zip(starts, requests, strict=True)):
-        return None
-    return [start for _, start in starts]
+    offsets: list[int] = []
+    offset = 0
+    for request, length in zip(all_requests, lengths, strict=False):
+        if request is not None:
+            if len(offsets) == len(requests) or requests[len(offsets)] is not request:
+                return None
+            offsets.append(offset)
+        offset += length
+    return offsets if len(offsets) == len(requests) else None
