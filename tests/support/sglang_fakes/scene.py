@@ -49,7 +49,7 @@ class Scene:
         """Run a step, and compare every token.
 
         `failed` items have zero rows, `left_out` ones have text rows. `truth` has the rows of items whose
-        feature is gone, by `id`.
+        feature was released, by `id`.
         """
         ids = token_ids(windows, padding)
         found = self.embed(*windows, ids=ids)
