@@ -13,8 +13,9 @@
 # make changes      write the tables of docs/changes.md from the list of changes that tests run
 # make soak         run the tests that take minutes
 # make fuzz         give random inputs to the native code under AddressSanitizer, for FUZZ_SECONDS=600; make test does it for 20 s
-# make engines      run vLLM on the CPU with vitcache and without it, in .venv-vllm, which it installs first (x86-64, 5 GB)
-#                   FULL=1 runs all engines and `vllm serve`; ARGS="-k chunks" passes options to pytest
+# make engines      run vLLM and SGLang on the CPU with vitcache and without it, in .venv-vllm and .venv-sglang, which it
+#                   installs first (x86-64, 8 GB); ENGINE=vllm or ENGINE=sglang runs one of them, FULL=1 all engines of
+#                   vLLM and `vllm serve`; ARGS="-k chunks" passes options to pytest
 # make setup        create .venv with the pinned dependencies and the native module; the other targets run it first
 # make check        run the linters, the type checker and the formatters' checks
 # make format       format the code, repair lint errors, and write the stub of the native module
@@ -38,7 +39,10 @@ export PYTHONSAFEPATH := 1
 export CXX
 # The disk space of .venv and its overlays with torch for the CPU. torch for CUDA needs about 5 GB more.
 export MIN_DISK_GB ?= 4
-export MIN_ENGINES_DISK_GB ?= 5
+ENGINES := vllm sglang
+engines := $(or $(ENGINE),$(ENGINES))
+# The disk space of the environments of these engines.
+export MIN_ENGINES_DISK_GB ?= $(if $(ENGINE),5,8)
 
 python := .venv/bin/python
 native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py vitcache/versions.py vitcache/extras.py $(wildcard csrc/*/*))
@@ -59,9 +63,13 @@ torchvision := torchvision-0.28.0
 # The CUDA runtimes that tests open without a device.
 cudarts := $(shell sed -n '/^[a-z]/s/==/-/p' requirements/cudart.txt)
 
-# vLLM and its packages, and in them the vitcache that `make setup` has built.
-vllm_installed := .venv-vllm/.installed-$(call checksum,$(wildcard requirements/vllm/*) requirements/triton.txt requirements/dev.txt)
-vllm_linked := .venv-vllm/.linked-$(call checksum,$(native_sources) $(wildcard requirements/*.txt) requirements/vllm/link.sh,$(CXX) $(linked))
+# An engine and its packages, and in them the vitcache that `make setup` has built.
+recipe = $(wildcard requirements/engines/* requirements/$(1)/*) requirements/triton.txt requirements/dev.txt
+linked_sources := $(native_sources) $(wildcard requirements/*.txt) requirements/engines/link.sh
+vllm_installed := .venv-vllm/.installed-$(call checksum,$(call recipe,vllm))
+vllm_linked := .venv-vllm/.linked-$(call checksum,$(linked_sources),$(CXX) $(linked))
+sglang_installed := .venv-sglang/.installed-$(call checksum,$(call recipe,sglang))
+sglang_linked := .venv-sglang/.linked-$(call checksum,$(linked_sources),$(CXX) $(linked))
 
 stub := vitcache/_native.pyi
 generated_stub := build/stub/$(stub)
@@ -140,16 +148,18 @@ fuzz: setup cudart
 # `make setup` writes it when it makes .venv: an interpreter of another version needs other packages.
 .venv/pyvenv.cfg: | $(built) ;
 
-$(vllm_installed): .venv/pyvenv.cfg
-	@bash requirements/vllm/venv.sh
-	@rm -f .venv-vllm/.installed-* && touch $@
+$(vllm_installed) $(sglang_installed): .venv/pyvenv.cfg
+	@bash requirements/$(patsubst .venv-%/,%,$(dir $@))/venv.sh
+	@rm -f $(@D)/.installed-* && touch $@
 
-$(vllm_linked): $(built) $(vllm_installed)
-	@bash requirements/vllm/link.sh
-	@rm -f .venv-vllm/.linked-* && touch $@
+$(vllm_linked): $(vllm_installed)
+$(sglang_linked): $(sglang_installed)
+$(vllm_linked) $(sglang_linked): $(built)
+	@bash requirements/engines/link.sh $(@D)
+	@rm -f $(@D)/.linked-* && touch $@
 
-engines: $(vllm_linked)
-	@bash tests/engines/run.sh $(if $(FULL),--full) $(ARGS)
+engines: $(foreach engine,$(engines),$($(engine)_linked))
+	@bash tests/engines/run.sh '$(engines)' $(if $(FULL),--full) $(ARGS)
 
 # A dry run uses .venv if it exists, and updates it first.
 gpu: $(if $(DRY),$(if $(PYTHON),,$(if $(wildcard .venv),setup)))
@@ -201,4 +211,4 @@ format: setup $(generated_stub)
 	.venv/bin/clang-format -i $(cpp_sources)
 
 clean:
-	rm -rf .venv .venv-vllm .overlays build dist results vitcache.egg-info vitcache/*.so
+	rm -rf .venv .venv-vllm .venv-sglang .overlays build dist results vitcache.egg-info vitcache/*.so

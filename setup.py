@@ -55,6 +55,7 @@ EXTRAS = {
     "transformers": [in_range("transformers")],
     "metrics": list(OPTIONAL["metrics"]),
     "vllm": ["vllm==0.33.0"],
+    "sglang": ["sglang==0.5.23"],
     "demo": [in_range("transformers"), *OPTIONAL["demo"]],
     "dev": [
         "vitcache[transformers,metrics,demo]",

@@ -23,7 +23,8 @@ from vitcache.ring.pinned_ring import PinnedRing
 from vitcache.testing import stand_in
 
 GPU_TESTS = Path(__file__).parent / "gpu"
-# These tests need vLLM, which .venv-vllm has: `make engines` runs them with their own pytest.ini.
+# These tests need vLLM or SGLang: `make engines` runs them in .venv-vllm and .venv-sglang, each with its own
+# pytest.ini.
 collect_ignore = ["engines"]
 
 if not CUDA:
@@ -135,7 +136,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     header = [f"{installed}; CUDA device: {'yes' if CUDA else 'no'}"]
     if not gpu_tests_are_wanted(config):
         header.append("tests of tests/gpu are left out: `make gpu` runs them, `make gpu DRY=1` on the CPU")
-    header.append("tests of tests/engines are left out: `make engines` runs them in .venv-vllm")
+    header.append(
+        "tests of tests/engines are left out: `make engines` runs them in .venv-vllm and .venv-sglang"
+    )
     if not soak_is_wanted(config):
         header.append("tests marked soak are left out: `make soak` runs them")
     return header

@@ -97,7 +97,7 @@ case $target in
     part "tests and docstring examples" env VITCACHE_FAMILY_RESULTS="$results" "${pytest[@]}"
     part "table of models" "$python" tests/models_table.py --check "$results"
     # The module declares operations of torchvision, which PyPI builds for CUDA.
-    part "rows of images with $1" env PYTHONPATH="$PWD/requirements/vllm:$PWD/.overlays/$1" \
+    part "rows of images with $1" env PYTHONPATH="$PWD/requirements/engines:$PWD/.overlays/$1" \
       "${pytest[@]}" --dist load -p torchvision_operations tests/adapters/test_row_counts.py
     part "native tests, address and undefined" native_tests address,undefined
     part "native tests, thread" native_tests thread

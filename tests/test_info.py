@@ -1,6 +1,7 @@
 """`vitcache info`: each part is reported, and a missing or broken part raises no error."""
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -159,25 +160,28 @@ def test_info_without_triton_is_fine_with_torch_for_the_cpu_only(monkeypatch):
     assert "torch for CUDA brings it" in on_cuda.text
 
 
+@pytest.mark.parametrize("package", ["vllm", "sglang"])
 @pytest.mark.parametrize(
     ("installed", "state", "text"),
     [
-        (None, "optional", "pip install 'vitcache[vllm]'"),
-        ("{}+cpu", "has", "the tested version"),
-        ("0.1.0", "check", "NOT tested"),
+        (None, "optional", "pip install 'vitcache[{package}]'"),
+        ("{tested}+cpu", "has", "the tested version"),
+        ("0.1.0", "check", "NOT tested: the plug-in starts with {name} {tested} only"),
     ],
 )
-def test_info_says_whether_the_version_of_vllm_was_tested(monkeypatch, installed, state, text):
-    pretend_versions(monkeypatch, vllm=installed and installed.format(*info.VLLM_VERSIONS))
-    part = info.inspect_vllm()
+def test_info_says_whether_the_version_of_an_engine_was_tested(monkeypatch, package, installed, state, text):
+    names = {"package": package, "name": info.NAMES[package], "tested": info.ENGINES[package][0]}
+    pretend_versions(monkeypatch, **{package: installed and installed.format(**names)})
+    part = info.inspect_engine(package)
     assert part.state == state
-    assert text in part.text
+    assert text.format(**names) in part.text
 
 
 def test_info_names_packages_as_pip_does(monkeypatch):
     pretend_versions(monkeypatch)
     text = " ".join(part.text for part in info.collect().values())
-    assert all(package in text for packages in EXTRAS.values() for package in packages if package != "vllm")
+    packages = [package for packages in EXTRAS.values() for package in packages]
+    assert all(package in text for package in packages if package not in ("vllm", "sglang"))
     assert not any(module in text for module in ("skimage", "sklearn", "PIL", "prometheus_client"))
 
 
@@ -214,3 +218,8 @@ def test_info_without_a_gpu_reports_the_error_of_the_runtime(monkeypatch):
 def test_info_cuda_runtime_text_contains_the_driver(monkeypatch, driver, text):
     monkeypatch.setattr(info, "open_cuda_runtime", lambda: make_runtime(list, driver))
     assert info.inspect_cuda_runtime().text == f"13.0 at /lib/libcudart.so.13, {text}"
+
+
+def test_info_is_imported_without_torch():
+    command = "import sys, vitcache.info; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0

@@ -12,6 +12,7 @@ EXTRAS = {
     "demo": ("rich", "matplotlib", "scikit-image", "scikit-learn", "pillow"),
     "metrics": ("prometheus-client",),
     "vllm": ("vllm",),
+    "sglang": ("sglang",),
 }
 # Modules whose package has another name at PyPI.
 _PACKAGES = {

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vitcache._version import __version__
+from vitcache.adapters.sglang.plugin import TESTED_VERSIONS as SGLANG_VERSIONS
 from vitcache.adapters.vllm.plugin import TESTED_VERSIONS as VLLM_VERSIONS
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
@@ -25,7 +26,15 @@ from vitcache.versions import SUPPORTED, installed_version, support_note, versio
 
 SYSTEMS = {"Darwin": "macOS"}  # names of systems that differ from Python's
 STYLES = {"has": "", "check": "yellow", "lacks": "red", "optional": "dim"}
-NAMES = {"cuda_runtime": "CUDA runtime", "gpu": "GPU", "triton": "Triton", "vllm": "vLLM"}
+NAMES = {
+    "cuda_runtime": "CUDA runtime",
+    "gpu": "GPU",
+    "triton": "Triton",
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+}
+# The versions that each plug-in was tested with.
+ENGINES = {"vllm": VLLM_VERSIONS, "sglang": SGLANG_VERSIONS}
 FOR_CUDA_ONLY = ("cuda_runtime", "gpu")
 
 
@@ -92,7 +101,8 @@ def collect() -> dict[str, Part]:
         "gpu": inspect_gpus,
         "content_keys": inspect_content_keys,
         "transformers": lambda: inspect_package("transformers", "vitcache.attach and the demo need it"),
-        "vllm": inspect_vllm,
+        "vllm": lambda: inspect_engine("vllm"),
+        "sglang": lambda: inspect_engine("sglang"),
         "extras": inspect_extras,
     }
     parts |= {name: inspect_safely(inspect) for name, inspect in inspections.items()}
@@ -163,16 +173,20 @@ def inspect_package(name: str, purpose: str) -> Part:
     return Part(True, f"{installed}{range_text(name, installed)}", facts)
 
 
-def inspect_vllm() -> Part:
-    installed = installed_version("vllm")
-    tested = " and ".join(VLLM_VERSIONS)
+def inspect_engine(package: str) -> Part:
+    """An engine with a plug-in of vitcache, which starts with the tested versions only."""
+    installed = installed_version(package)
+    tested = " and ".join(ENGINES[package])
     if installed is None:
-        return Part(False, f"not installed; the plug-in needs {tested}: {install_command('vllm')}", {}, False)
-    is_tested = installed.partition("+")[0] in VLLM_VERSIONS
+        text = f"not installed; the plug-in needs {tested}: {install_command(package)}"
+        return Part(False, text, {}, False)
+    is_tested = installed.partition("+")[0] in ENGINES[package]
     facts = {"version": installed, "supported": is_tested, "range": tested}
     if is_tested:
         return Part(True, f"{installed}, the tested version", facts)
-    return Part(True, f"{installed}, NOT tested: the plug-in starts with vLLM {tested} only", facts)
+    return Part(
+        True, f"{installed}, NOT tested: the plug-in starts with {NAMES[package]} {tested} only", facts
+    )
 
 
 def range_facts(package: str, installed: str) -> dict[str, Any]:

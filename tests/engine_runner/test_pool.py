@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from engine_runner import cases, pool
 from engine_runner.pool import Pool, environment
+from sglang_runner import cases as sglang_cases
 
 GIVES_A_RESULT = "import json, sys; open(sys.argv[-1], 'w').write(json.dumps(sys.argv[1:3]))"
 
@@ -91,15 +92,41 @@ def is_running(pid: str) -> bool:
         return False
 
 
+def test_pool_runs_another_program_with_its_cases_and_environment(tmp_path: Path) -> None:
+    (tmp_path / "another.py").write_text(
+        "import json, os, sys; open(sys.argv[3], 'w').write(json.dumps([sys.argv[1], os.environ['PLACE']]))"
+    )
+    case = sglang_cases.Case("first", environment={"PLACE": "case"})
+    engines = Pool(
+        *(sys.executable, tmp_path / "out", lambda line: None),
+        program="another",
+        cases={"first": case},
+        environment=lambda folder: {"PYTHONPATH": str(folder.parent), "PLACE": "pool"},
+    )
+    engines._models = {case.model: tmp_path / "model"}
+    assert engines.outcome("first").result == ["first", "case"]
+    engines.stop()
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder_of"),
+    [(environment, "VLLM_CACHE_ROOT"), (sglang_cases.environment, "SGLANG_CACHE_DIR")],
+    ids=["vllm", "sglang"],
+)
 def test_environment_of_an_engine_has_no_variable_of_the_caller(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environment: Callable[[Path], dict[str, str]],
+    folder_of: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("VLLM_PLUGINS", "VITCACHE_DISABLE", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES"):
+    names = {"VITCACHE_DISABLE", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES"}
+    names.add("VLLM_PLUGINS" if folder_of.startswith("VLLM") else "SGLANG_VLM_CACHE_SIZE_MB")
+    for name in names:
         monkeypatch.setenv(name, "1")
     found = environment(tmp_path)
-    assert not {"VLLM_PLUGINS", "VITCACHE_DISABLE", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES"} & set(found)
+    assert not names & set(found)
     assert found["PYTHONPATH"].split(os.pathsep)[0] == str(pool.SUPPORT)
-    assert found["VLLM_CACHE_ROOT"].startswith(str(tmp_path))
+    assert found[folder_of].startswith(str(tmp_path))
 
 
 def test_cases_have_unique_names_and_pairs_differ_in_their_mode_only() -> None:
@@ -110,3 +137,9 @@ def test_cases_have_unique_names_and_pairs_differ_in_their_mode_only() -> None:
             assert replace(partner, name=name, mode="stock") == case
             assert "ec_transfer_config" not in case.options()
             assert partner.options()["ec_manager_config"] == {"encoder_cache_manager_cls": cases.MANAGER}
+
+
+def test_cases_of_sglang_have_unique_names_and_stock_loads_no_vitcache() -> None:
+    assert all(case.name == name for name, case in sglang_cases.CASES.items())
+    loads = {name: case.variables()["SGLANG_PLUGINS"] for name, case in sglang_cases.CASES.items()}
+    assert {name for name, plug_ins in loads.items() if "vitcache" not in plug_ins} == {"stock"}

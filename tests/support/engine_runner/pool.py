@@ -6,16 +6,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
 from gpu_runner.processes import Ended, run
 
-from engine_runner.cases import CASES, Case
+from engine_runner.cases import CASES
 from engine_runner.device import KEPT, runs_on_gpu
 from vitcache.bench.engines.variables import of_every_engine
 
@@ -28,6 +28,22 @@ SUPPORT = Path(__file__).parents[1]
 
 class Stopped(Exception):
     """The run was stopped: no process starts any more, and running ones are killed."""
+
+
+class Case(Protocol):
+    """One engine, as a pool runs it: a name, a model of `tiny_models`, and a limit of time."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def limit_s(self) -> float: ...
+
+    def variables(self) -> dict[str, str]:
+        """The environment variables of the process, beside those of every engine."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,7 @@ class Outcome:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment variables of every engine. All files that vLLM writes are in `folder`."""
+    """The environment variables of every engine of vLLM. All files that vLLM writes are in `folder`."""
     own = {
         name: value
         for name, value in os.environ.items()
@@ -72,13 +88,24 @@ class Pool:
     """The engines of one run.
 
     `python` is the interpreter of .venv-vllm, `folder` gets models, logs and results, and `say` gets a line
-    when an engine starts or ends. One thread uses the pool.
+    when an engine starts or ends. One thread uses the pool. The engines are those of vLLM, unless another
+    `program` runs one of other `cases` in another `environment`.
     """
 
-    def __init__(self, python: str, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        python: str,
+        folder: Path,
+        say: Callable[[str], None],
+        *,
+        program: str = "engine_runner.child",
+        cases: Mapping[str, Case] = CASES,
+        environment: Callable[[Path], dict[str, str]] = environment,
+    ) -> None:
         self.python = python
         self.folder = folder
         self.say = say
+        self._program, self._cases, self._environment = program, cases, environment
         self._threads = ThreadPoolExecutor(MOST_AT_A_TIME)
         self._models: dict[str, Path] = {}
         self._running: dict[str, Future[Outcome]] = {}
@@ -108,8 +135,8 @@ class Pool:
         """Queue engines in this order; an engine that is queued already is left out."""
         for name in dict.fromkeys(names):
             if name not in self._running:
-                self.model(CASES[name].model)
-                self._running[name] = self._threads.submit(self._run, CASES[name])
+                self.model(self._cases[name].model)
+                self._running[name] = self._threads.submit(self._run, self._cases[name])
 
     def outcome(self, name: str) -> Outcome:
         """Wait for an engine, whether its process failed or not."""
@@ -138,7 +165,7 @@ class Pool:
         command = [
             self.python,
             "-m",
-            "engine_runner.child",
+            self._program,
             case.name,
             str(self._models[case.model]),
             str(result),
@@ -157,7 +184,7 @@ class Pool:
         begin = time.monotonic()
         ended = run(
             command,
-            env={**environment(self.folder), **variables},
+            env={**self._environment(self.folder), **variables},
             directory=self.folder,
             write=output.extend,
             limit_s=limit_s,

@@ -1,4 +1,4 @@
-"""`SglangStats`: what the plug-in has done in this process, counted."""
+"""`SglangStats`: the steps and items of the plug-in in this process, counted."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class SglangStats:
     encodes
         Items that an encoder of the model has encoded.
     errors
-        Items whose rows are zero in a step, because they could not be encoded. An item that fails in several
-        chunks counts in each.
+        Items whose rows are zero in a step, because they could not be encoded, and items that are left out of
+        a request, because their offsets are wrong. An item that fails in several chunks counts in each.
     originals
         Steps that SGLang's own function has computed, by the reason.
     unshared
@@ -43,7 +43,7 @@ class SglangStats:
     caches: tuple[CacheStats, ...] = ()
 
 
-# Why SGLang's own function computes a step: the reason, and what it means.
+# The reasons for which SGLang's own function computes a step, and their texts in the log.
 REASONS = {
     "disabled": "VITCACHE_DISABLE is set",
     "pruned_video": "the model prunes rows of videos (EVS) and moves their placeholders",

@@ -72,8 +72,8 @@ class EncoderCalls:
         embedder = self.embedder(modality)
         if embedder is None:
             raise ValueError(f"the model has no encoder for items of modality {modality.name}")
-        self._counts.encodes += len(items)
         found = embedder([_source(*pair) for pair in zip(items, features, strict=True)])
+        self._counts.encodes += len(items)
         if hasattr(found, "num_tokens_per_frame"):  # an `EVSEmbeddingResult`
             raise PrunedVideo(f"the encoder for items of modality {modality.name} prunes rows")
         if isinstance(found, list | tuple):

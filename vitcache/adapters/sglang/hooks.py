@@ -12,11 +12,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
+from vitcache.adapters.sglang.tenant import remember_tenant
 
 if TYPE_CHECKING:
     from vitcache.adapters.sglang.service import Service
 
-TENANT = "_vitcache_tenant"  # in the `__dict__` of a request's `MultimodalInputs`
 # The batch of the running `prepare_mm_inputs`: `embed_mm_inputs` gets only parts of it.
 FORWARD_BATCH: ContextVar[Any] = ContextVar("vitcache.forward_batch", default=None)
 # Whether SGLang's own `embed_mm_inputs` runs for a batch that vitcache gave to it.
@@ -81,19 +81,8 @@ def around_make_cache(original: Callable[..., Any], max_size: int = 0) -> Any:
 def around_extend_items(original: Callable[..., Any], request: Any, *args: Any, **kwargs: Any) -> Any:
     """`Req.extend_image_inputs`: the items of a request remember its tenant."""
     result = original(request, *args, **kwargs)
-    inputs = request.multimodal_inputs
-    if inputs is not None:
-        names = (getattr(request, name, None) for name in ("cache_salt", "extra_key"))
-        inputs.__dict__[TENANT] = tuple(str(name or "") for name in names)
+    remember_tenant(request)
     return result
-
-
-def around_set_up(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-    """`Scheduler.__init__`: checks the version, the options and the hooks before the scheduler is made."""
-    from vitcache.adapters.sglang.start_up import check_start_up
-
-    check_start_up()
-    return original(scheduler, *args, **kwargs)
 
 
 def around_flush(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -95,7 +95,7 @@ class ItemFactory:
             if source.precomputed_embeddings is not None:
                 return self._precomputed(source, spans), None
             return self._encoded(source, spans, tenant, known)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # of data of a request, which must not end the engine
             feature = Failure(error.with_traceback(None))
             return Item(
                 feature, spans, key=os.urandom(KEY_BYTES), complete_key=True, move_feature=False

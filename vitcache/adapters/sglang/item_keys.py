@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+from torch.nn import Parameter
 
 from vitcache.keys.content import KEY_BYTES, content_key
+from vitcache.keys.framing import Frames
 
 # SGLang's transports store their own state under such names. The encoder's output does not depend on it.
 _TRANSPORT = "_sglang_"
@@ -73,23 +76,28 @@ def _named(kind: str, name: bytes, arguments: dict[str, Any]) -> ItemKey:
 
 
 def is_feature(value: Any) -> bool:
-    """Whether `content_key` can hash a value as a feature: an array, a tensor, bytes, or a list of these."""
+    """Whether `content_key` hashes all of a feature: an array, a tensor, bytes, or a list of these.
+
+    It does not hash the attributes of a subclass of `Tensor`.
+    """
     if isinstance(value, list | tuple):
         return bool(value) and all(map(is_feature, value))
-    if isinstance(value, Tensor):
-        return type(value) is Tensor and not value.is_nested and not value.is_sparse
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biufc"
-    return isinstance(value, bytes)
+    if isinstance(value, Tensor) and type(value) not in (Tensor, Parameter):
+        return False
+    return _accepts(Frames().add_feature, value)
 
 
 def is_hashable(value: Any) -> bool:
     """Whether `content_key` can hash a value of `extra`."""
-    if isinstance(value, dict):
-        return all(isinstance(name, str) and is_hashable(part) for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(is_hashable, value))
-    return value is None or isinstance(value, str | int | float) or is_feature(value)
+    return _accepts(Frames().add_value, value)
+
+
+def _accepts(add: Callable[[Any, str], None], value: Any) -> bool:
+    try:
+        add(value, "")  # reads no elements
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

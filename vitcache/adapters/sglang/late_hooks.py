@@ -23,6 +23,7 @@ class LateHooks(MetaPathFinder):
 
     def __init__(self, modules: set[str], on_import: Callable[[str], None]) -> None:
         self._waiting = set(modules)
+        self._searched: set[str] = set()
         self._on_import = on_import
 
     def install(self) -> None:
@@ -31,17 +32,26 @@ class LateHooks(MetaPathFinder):
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return the spec that the other finders find, with a loader that reports the import."""
-        if name not in self._waiting:
+        if name not in self._waiting or name in self._searched:
             return None
-        self._waiting.discard(name)  # first: a finder may call the others itself
-        for finder in sys.meta_path:
-            find = getattr(finder, "find_spec", None)
-            spec: ModuleSpec | None = None if finder is self or find is None else find(name, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _ReportingLoader(spec.loader, self._on_import)
-                return spec
-        return None
+        self._searched.add(name)  # another finder may ask all finders in its own search
+        try:
+            for finder in sys.meta_path:
+                find = getattr(finder, "find_spec", None)
+                spec: ModuleSpec | None = None if finder is self or find is None else find(name, path, target)
+                if spec is not None:
+                    if spec.loader is not None:
+                        spec.loader = _ReportingLoader(spec.loader, self._report)
+                    return spec
+            return None
+        finally:
+            self._searched.discard(name)
+
+    def _report(self, name: str) -> None:
+        # Not earlier: a search may be a mere question, and an import may fail and be tried again.
+        if name in self._waiting:
+            self._waiting.discard(name)
+            self._on_import(name)
 
 
 class _ReportingLoader(Loader):

@@ -90,6 +90,14 @@ class ModelStep:
             host_bytes=options.host_bytes,
             page_rows=page_rows(device_bytes // row_bytes),
         )
+        logger.info(
+            "vitcache keeps the rows of %s: %d MiB on %s, %d MiB in host memory, pages of %d rows",
+            type(model).__name__,
+            device_bytes >> 20,
+            shape.device,
+            options.host_bytes >> 20,
+            self.cache.page_rows,
+        )
         self._pipeline = VisionPipeline(
             self._calls.encode,
             self.cache,

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vitcache.arguments import INT64_MAX, check_bool, to_bytes, to_int
+from vitcache.arguments import INT64_MAX, check_bool, shown, to_bytes, to_int
 
 VARIABLE = "VITCACHE_SGLANG_OPTIONS"
 
@@ -57,23 +57,32 @@ class Options:
         Raises
         ------
         ValueError
-            If `text` is no JSON, an option is unknown, or a number is too small or too large.
+            If `text` is not JSON, an option is unknown or has two values, or a number is too small or
+            too large.
         TypeError
-            If `text` is no JSON object, or an option has the wrong type.
+            If `text` is not a JSON object, or an option has the wrong type.
         """
         try:
-            values = json.loads(text) if text.strip() else {}
-        except ValueError as error:  # a RecursionError passes: nobody nests options
-            raise ValueError(f"{VARIABLE} is {text!r}, it must be a JSON object ({error})") from None
+            values = json.loads(text, object_pairs_hook=_one_value_each) if text.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{VARIABLE} is {shown(text)}, it must be a JSON object ({error})") from None
         if not isinstance(values, dict):
             raise TypeError(f"{VARIABLE} must be a JSON object, got {type(values).__name__}")
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(
-                f"{VARIABLE} has the unknown options {', '.join(unknown)}; known options: {', '.join(known)}"
+                f"{VARIABLE} has the unknown options {shown(unknown)}; known options: {', '.join(known)}"
             )
         return cls(**{name: _check(name, value) for name, value in values.items()})
+
+
+def _one_value_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dict of a JSON object. Python's parser would take the last one of two equal names."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name has two values")
+    return values
 
 
 def _check(name: str, value: Any) -> Any:
@@ -83,4 +92,4 @@ def _check(name: str, value: Any) -> Any:
         return value
     if name == "max_rows_per_encode":
         return to_int(option, value, 1, INT64_MAX)
-    return to_bytes(option, value, 0 if name == "host_bytes" else 1)
+    return to_int(option, to_bytes(option, value, 0 if name == "host_bytes" else 1), maximum=INT64_MAX)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 
 from vitcache.adapters.sglang.late_hooks import LateHooks
-from vitcache.adapters.sglang.targets import TARGETS
+from vitcache.adapters.sglang.start_up import HOOKED
+from vitcache.adapters.sglang.start_up import TESTED_VERSIONS as TESTED_VERSIONS
 
 
 def register() -> None:
@@ -29,8 +30,8 @@ def register() -> None:
     >>> vitcache.adapters.sglang.register()  # doctest: +SKIP
     >>> HookRegistry.apply_hooks()  # of sglang.srt.plugins.hook_registry  # doctest: +SKIP
     """
-    missing = {target.module for target in TARGETS} - set(sys.modules)
-    for module in {target.module for target in TARGETS} - missing:
+    missing = {target.module for target in HOOKED} - set(sys.modules)
+    for module in {target.module for target in HOOKED} - missing:
         _register(module)
     if missing:
         LateHooks(missing, _hook_late).install()
@@ -39,7 +40,7 @@ def register() -> None:
 def _register(module: str) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    for target in TARGETS:
+    for target in HOOKED:
         if target.module == module and not _is_registered(HookRegistry, target.path, target.hook):
             HookRegistry.register(target.path, target.hook, HookType.AROUND)
 

@@ -9,16 +9,15 @@ from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 from vitcache.adapters.sglang.feature_places import can_be_borrowed, lend
-from vitcache.adapters.sglang.hooks import TENANT
 from vitcache.adapters.sglang.item_factory import ARGUMENTS, ItemFactory
 from vitcache.adapters.sglang.item_keys import ItemKey
+from vitcache.adapters.sglang.tenant import NO_TENANT, tenant_of
 from vitcache.pipeline.items import Item, Items
-from vitcache.placement.spans import Span, spans_from_inclusive
+from vitcache.placement.spans import LARGEST_TOKEN, Span, spans_from_inclusive
 
 logger = logging.getLogger("vitcache.adapters.sglang")
 
 NAME = "_vitcache"  # in the `__dict__` of a request and of an item
-NO_TENANT = ("", "")
 _OFFSETS = attrgetter("offsets")
 _ROWS = attrgetter("precomputed_embeddings")
 
@@ -30,11 +29,12 @@ class RequestItems:
     object gets an empty one.
     """
 
-    __slots__ = ("_borrowed", "_items", "_offsets", "_rows", "_sources", "_tenant", "_unkeyed")
+    __slots__ = ("_borrowed", "_factory", "_items", "_offsets", "_rows", "_sources", "_tenant", "_unkeyed")
 
     def __init__(self, tenant: tuple[str, str] = NO_TENANT) -> None:
         self._tenant = tenant
         self._items: Items | None = None
+        self._factory: ItemFactory | None = None
         self._sources: Sequence[Any] = ()
         self._offsets: Sequence[Any] = ()
         self._rows: Sequence[Any] = ()
@@ -45,7 +45,7 @@ class RequestItems:
     def of(cls, request: Any) -> RequestItems:
         """Return the object of a `MultimodalInputs`. The first call makes it."""
         kept = request.__dict__
-        tenant = kept.get(TENANT, NO_TENANT)
+        tenant = tenant_of(request)
         made: RequestItems | None = kept.get(NAME)
         if made is None or made._tenant is not tenant:
             made = kept[NAME] = cls(tenant)
@@ -69,7 +69,8 @@ class RequestItems:
         """
         if None in sources:
             sources = [source for source in sources if source is not None]
-        if self._items is None or not self._is_current(sources):
+        # Another model, such as a draft model, makes items of its own from the same request.
+        if self._items is None or self._factory is not factory or not self._is_current(sources):
             return self._make_all(sources, start, stop, factory)
         for source in self._borrowed:
             lend(source, start, stop)
@@ -87,6 +88,7 @@ class RequestItems:
         )
         # Copies of rows live for one step, as those of SGLang.
         self._items = None if any(elsewhere) else items
+        self._factory = factory
         self._sources = list(sources)
         self._borrowed = [source for source in sources if source.offsets and can_be_borrowed(source)]
         for source in self._borrowed:
@@ -159,13 +161,16 @@ def occupy(spans: Sequence[Span], occupied: list[tuple[int, int]]) -> None:
     Raises
     ------
     ValueError
-        If a span overlaps another one, of this item or of an earlier one. The message has both.
+        If a span overlaps another one, of this item or of an earlier one (the message has both), or is longer
+        than a step can place.
     """
     # A failure must leave `occupied` unchanged: the second span of an item can overlap the first one.
     found = occupied if len(spans) == 1 else list(occupied)
     for span in spans:
         if span.length == 0:
             continue
+        if span.length > LARGEST_TOKEN:
+            raise ValueError(f"a span has {span.length} tokens")
         place = bisect_left(found, (span.start, span.stop))
         for first, stop in found[max(0, place - 1) : place + 1]:
             if first < span.stop and span.start < stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -101,7 +102,11 @@ class Service:
 
     def stats(self) -> SglangStats:
         """Return the counts of this process."""
-        return self.counts.read(tuple(step.cache.stats() for step in list(self._steps.values())))
+        caches = []
+        for step in list(self._steps.values()):
+            with suppress(RuntimeError):  # another thread has just closed it
+                caches.append(step.cache.stats())
+        return self.counts.read(tuple(caches))
 
     def _leave(self, reason: str) -> None:
         """Count a step of SGLang's own function, whose cache then has its own size."""
@@ -149,8 +154,11 @@ def the_service() -> Service:
     return Service()
 
 
+the_service()  # by the import, so that two threads do not make two
+
+
 def stats() -> SglangStats:
-    """Return what the plug-in has done in this process. Any thread may call it.
+    """Return the counts of the plug-in in this process. Any thread may call it.
 
     The counts are those of one scheduler: a tensor parallel rank, for example.
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+from vitcache._version import __version__
 from vitcache.adapters.disabling import is_disabled
-from vitcache.adapters.sglang.options import Options
-from vitcache.adapters.sglang.targets import check_targets
+from vitcache.adapters.sglang.targets import SCHEDULER, TARGETS, Target, check_targets
 
 TESTED_VERSIONS = ("0.5.23",)
 ANY_VERSION = "VITCACHE_SGLANG_ANY_VERSION"
 logger = logging.getLogger("vitcache.adapters.sglang")
+
+
+def around_set_up(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Scheduler.__init__`: checks the version, the options and the hooks before the scheduler is made."""
+    check_start_up()
+    return original(scheduler, *args, **kwargs)
+
+
+# All targets. The hook of this one checks the hooks of the other ones.
+HOOKED = (*TARGETS, Target(SCHEDULER, "Scheduler.__init__", around_set_up, ("self",)))
 
 
 def check_start_up() -> None:
@@ -27,9 +39,12 @@ def check_start_up() -> None:
     """
     if is_disabled():
         return
+    from vitcache.adapters.sglang.options import Options  # imports torch
+
     check_version()
     Options.from_environment()
     check_targets()
+    logger.info("vitcache %s builds the inputs_embeds of the steps of this scheduler", __version__)
 
 
 def check_version() -> None:

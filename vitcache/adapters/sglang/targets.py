@@ -16,8 +16,6 @@ SCHEDULER = "sglang.srt.managers.scheduler"
 WEIGHT_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
 UPDATER = "SchedulerWeightUpdaterManager"
 
-SET_UP = "Scheduler.__init__"
-
 
 class Target(NamedTuple):
     """A function of SGLang, its hook, and the parameters that the hook relies on, in order.
@@ -56,7 +54,6 @@ TARGETS = (
     ),
     Target(MM_SCHEDULE, "init_mm_embedding_cache", hooks.around_make_cache, ("max_size",)),
     Target(SCHEDULE_BATCH, "Req.extend_image_inputs", hooks.around_extend_items, ("self", "image_inputs")),
-    Target(SCHEDULER, SET_UP, hooks.around_set_up, ("self",)),
     Target(SCHEDULER, "Scheduler.flush_cache", hooks.around_flush, ("self",)),
     *(
         Target(WEIGHT_UPDATER, f"{UPDATER}.{name}", hooks.around_update, ("self", "recv_req"))

@@ -34,16 +34,16 @@ def token_offsets(
     >>> token_offsets(batch, [first, last], [10, 12], num_tokens=32)
     [0, 17]
     """
-    offsets = None if batch is None else _offsets_in(batch, requests)
+    offsets = None if batch is None else _offsets_in(batch, requests, num_tokens)
     if offsets is None and len(requests) == len(lengths) and sum(lengths) == num_tokens:
         return list(accumulate(lengths, initial=0))[:-1]
     return offsets
 
 
-def _offsets_in(batch: Any, requests: Sequence[Any]) -> list[int] | None:
+def _offsets_in(batch: Any, requests: Sequence[Any], num_tokens: int) -> list[int] | None:
     """The offsets of the requests of a batch, or None if `requests` are not its requests with items."""
     lengths, all_requests = batch.extend_seq_lens_cpu, batch.mm_inputs
-    if lengths is None or all_requests is None:
+    if lengths is None or all_requests is None or sum(lengths) > num_tokens:
         return None
     offsets: list[int] = []
     offset = 0

@@ -1,10 +1,10 @@
 """Lets PyPI's torchvision, which is built for CUDA, be imported with a torch that is built for the CPU.
 
-`make engines` copies this module into .venv-vllm, and a .pth file imports it in every process. torchvision
-registers fake kernels for two operations of its compiled library. If that library cannot be loaded, the
-operations do not exist and the import fails. This module defines their schemas just before torchvision is
-imported. Image processors import torchvision; no test calls these operations. `make test` loads this module
-as a plugin of pytest, for the tests of image processors that need torchvision.
+`make engines` copies this module into .venv-vllm and .venv-sglang, and a .pth file imports it in every
+process. torchvision registers fake kernels for two operations of its compiled library. If that library
+cannot be loaded, the operations do not exist and the import fails. This module defines their schemas just
+before torchvision is imported. Image processors import torchvision; no test calls these operations. `make
+test` loads this module as a plugin of pytest, for the tests of image processors that need torchvision.
 """
 
 import sys

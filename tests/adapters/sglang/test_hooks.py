@@ -1,0 +1,200 @@
+"""The hooks, called around functions of a stand-in for SGLang."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang_fakes.modules import importable, write
+from sglang_fakes.requests import Inputs, image, request
+from sglang_fakes.scene import Scene, Window
+
+from vitcache.adapters.sglang import hooks
+from vitcache.adapters.sglang.plugin import register
+from vitcache.adapters.sglang.stock_cache import StockCache
+from vitcache.adapters.sglang.tenant import NO_TENANT, tenant_of
+
+
+class Service:
+    """Records the calls of the hooks. `result` is that of `embed`."""
+
+    def __init__(self, result: Any = None) -> None:
+        self.result = result
+        self.calls: list[Any] = []
+
+    def embed(self, *arguments: Any, batch: Any) -> Any:
+        self.calls.append((arguments, batch))
+        return self.result
+
+    def clear(self) -> None:
+        self.calls.append("clear")
+
+    def advance_epoch(self) -> None:
+        self.calls.append("advance_epoch")
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> Service:
+    """The service of a process that has embedded a step."""
+    service = Service(("rows", {}))
+    monkeypatch.setattr(hooks, "_service", lambda: service)
+    monkeypatch.setattr(hooks, "_used_service", lambda: service)
+    return service
+
+
+@pytest.fixture
+def managers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The hooked modules of the stand-in."""
+    monkeypatch.setattr(hooks, "STOCK_CACHE", StockCache())
+    write(tmp_path)
+    with importable(tmp_path):
+        register()
+        names = ("mm_utils", "mm_schedule", "schedule_batch", "scheduler")
+        loaded = {name: importlib.import_module(f"sglang.srt.managers.{name}") for name in names}
+        loaded["updater"] = importlib.import_module("sglang.srt.managers.scheduler_components.weight_updater")
+        yield SimpleNamespace(**loaded)
+
+
+def test_embed_gets_all_arguments_in_order_and_the_batch_of_prepare(managers: Any, used: Service) -> None:
+    inputs, ids = Inputs([]), torch.zeros(2, dtype=torch.long)
+    batch = SimpleNamespace(mm_inputs=[None, inputs])
+    assert managers.mm_utils.prepare_mm_inputs(ids, batch, None, {}) == ("rows", {})
+    [(arguments, found)] = used.calls
+    assert found is batch
+    assert arguments == ([inputs], [0], [0], ids, None, None, None, None, {})
+    assert hooks.FORWARD_BATCH.get() is None
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_prepare_forgets_its_batch_also_after_an_error(managers: Any, used: Service, is_named: bool) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise KeyError(hooks.FORWARD_BATCH.get())
+
+    arguments = ((), {"forward_batch": "batch"}) if is_named else (("ids", "batch"), {})
+    with pytest.raises(KeyError, match="batch"):
+        hooks.around_prepare(fails, *arguments[0], **arguments[1])
+    assert hooks.FORWARD_BATCH.get() is None
+
+
+def test_nested_prepare_restores_the_batch_of_the_outer_one() -> None:
+    def outer(*_: Any, **__: Any) -> list[Any]:
+        inner = hooks.around_prepare(lambda *_: hooks.FORWARD_BATCH.get(), "ids", "inner")
+        return [inner, hooks.FORWARD_BATCH.get()]
+
+    assert hooks.around_prepare(outer, "ids", "outer") == ["inner", "outer"]
+
+
+def test_embed_outside_of_prepare_has_no_batch(managers: Any, used: Service) -> None:
+    managers.mm_utils.embed_mm_inputs([], [], [], None, None)
+    assert used.calls[0][1] is None
+
+
+def test_none_as_requests_is_left_to_sglang(managers: Any, used: Service) -> None:
+    assert managers.mm_utils.embed_mm_inputs(None, [], [], None, None) == "stock"
+    assert used.calls == []
+
+
+def test_step_that_the_service_leaves_is_computed_by_sglang(managers: Any, used: Service) -> None:
+    used.result = None
+    assert managers.mm_utils.embed_mm_inputs([], [1], [2], "ids", "table", use_deepstack={1: True}) == "stock"
+    assert used.calls[0][0] == ([], [1], [2], "ids", "table", None, None, None, {1: True})
+
+
+def test_step_inside_of_sglangs_own_function_is_not_offered_again(managers: Any, used: Service) -> None:
+    """SGLang's function calls a hooked one, as a model does that embeds in its own way."""
+    used.result = None
+
+    def original(*_: Any) -> Any:
+        return managers.mm_utils.embed_mm_inputs([], [], [], None, None)
+
+    assert hooks.around_embed(original, [], [], [], None, None) == "stock"
+    assert len(used.calls) == 1
+    managers.mm_utils.embed_mm_inputs([], [], [], None, None)
+    assert len(used.calls) == 2
+
+
+def test_error_of_sglangs_own_function_does_not_switch_the_service_off(used: Service) -> None:
+    used.result = None
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("stock")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="stock"):
+            hooks.around_embed(fails, [], [], [], None, None)
+    assert len(used.calls) == 2
+
+
+def test_cache_of_sglang_is_made_without_bytes(managers: Any) -> None:
+    managers.mm_schedule.init_mm_embedding_cache(1000)
+    assert managers.mm_schedule.embedding_cache.max_size == 0
+    assert hooks.STOCK_CACHE.reserved_bytes == 1000
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_flush_clears_the_caches_if_sglang_has_flushed(managers: Any, used: Service, is_idle: bool) -> None:
+    scheduler = SimpleNamespace(is_idle=is_idle)
+    assert managers.scheduler.Scheduler.flush_cache(scheduler) is is_idle
+    assert used.calls == (["clear"] if is_idle else [])
+
+
+@pytest.mark.parametrize("name", ["disk", "distributed", "tensor", "ipc"])
+def test_weight_update_makes_the_rows_unreachable(managers: Any, used: Service, name: str) -> None:
+    updater = managers.updater.SchedulerWeightUpdaterManager()
+    assert getattr(updater, f"update_weights_from_{name}")("request") is True
+    assert updater.end_weight_update("request") is True
+    assert used.calls == ["advance_epoch", "advance_epoch"]
+
+
+def test_failed_weight_update_makes_the_rows_unreachable_and_raises(managers: Any, used: Service) -> None:
+    with pytest.raises(OSError, match="no such file"):
+        managers.updater.SchedulerWeightUpdaterManager().update_weights_from_disk("fails")
+    assert used.calls == ["advance_epoch"]
+
+
+def test_flush_and_update_before_the_first_step_make_no_service(
+    managers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    service = hooks.cache(lambda: made.append("made"))
+    monkeypatch.setattr(hooks, "_service", service)
+    managers.scheduler.Scheduler.flush_cache(SimpleNamespace(is_idle=True))
+    managers.updater.SchedulerWeightUpdaterManager().update_weights_from_ipc(None)
+    assert made == []
+
+
+@pytest.mark.parametrize(
+    ("salt", "key", "tenant"),
+    [(None, None, NO_TENANT), ("a", None, ("a", "")), ("", "b", ("", "b")), ("a", "b", ("a", "b"))],
+)
+def test_extended_request_remembers_its_tenant(
+    managers: Any, salt: str | None, key: str | None, tenant: tuple[str, str]
+) -> None:
+    made = managers.schedule_batch.Req()
+    made.cache_salt, made.extra_key = salt, key
+    inputs = Inputs([])
+    made.extend_image_inputs(inputs)
+    assert made.multimodal_inputs is inputs
+    assert tenant_of(inputs) == tenant
+
+
+def test_request_without_items_or_names_is_extended(managers: Any) -> None:
+    made = managers.schedule_batch.Req()
+    made.extend_image_inputs(None)
+    assert made.multimodal_inputs is None
+    made.extend_image_inputs(inputs := Inputs([]))
+    assert tenant_of(inputs) == NO_TENANT
+
+
+def test_requests_of_different_tenants_do_not_share_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    for salt, key in [("a", None), ("b", None), (None, "a"), (None, None), ("a", None), (None, "a")]:
+        inputs = Inputs([image(1, (2, 4))])
+        hooks.around_extend_items(lambda _: None, request(inputs, salt, key))
+        scene.step(Window(inputs, 0, 6))
+    assert scene.model.num_encoded == 4

@@ -1,0 +1,116 @@
+"""`Options`: the environment variable of the operator, read and checked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from vitcache.adapters.sglang.options import VARIABLE, Options
+
+
+@pytest.mark.parametrize("text", ["", " \n", "{}", " {} "])
+def test_text_without_options_gives_the_defaults(text: str) -> None:
+    assert Options.from_json(text) == Options()
+
+
+def test_unset_variable_gives_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert Options.from_environment() == Options()
+
+
+def test_all_options_are_read_from_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, Any] = {
+        "device_bytes": "1.5 GiB",
+        "host_bytes": 4096,
+        "max_rows_per_encode": 7,
+        "trust_engine_hash": True,
+    }
+    monkeypatch.setenv(VARIABLE, json.dumps(values))
+    assert Options.from_environment() == Options(3 << 29, 4096, 7, True)
+
+
+def test_zero_bytes_of_host_memory_are_accepted_and_of_the_device_are_not() -> None:
+    assert Options.from_json('{"host_bytes": 0}').host_bytes == 0
+    with pytest.raises(ValueError, match="device_bytes"):
+        Options.from_json('{"device_bytes": 0}')
+
+
+TOO_LARGE = [2**63, 10**30, "9223372036854775808 B", "99999999999999999999 TiB"]
+WRONG_SIZES = [
+    -1,
+    1.5,
+    1e300,
+    True,
+    None,
+    [],
+    {},
+    "",
+    "1",
+    "1 gib",
+    "-1 GiB",
+    "1e3 B",
+    "0.3 B",
+    "\x00",
+    "\uff11 GiB",
+]
+
+
+@pytest.mark.parametrize("name", ["device_bytes", "host_bytes"])
+@pytest.mark.parametrize("value", [*WRONG_SIZES, *TOO_LARGE], ids=repr)
+def test_wrong_size_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=name):
+        Options.from_json(json.dumps({name: value}))
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, None, "4096", [1], 2**63], ids=repr)
+def test_wrong_number_of_rows_is_refused_by_name(value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="max_rows_per_encode"):
+        Options.from_json(json.dumps({"max_rows_per_encode": value}))
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", "", None, [], {}], ids=repr)
+def test_wrong_flag_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(TypeError, match="trust_engine_hash"):
+        Options.from_json(json.dumps({"trust_engine_hash": value}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "}", "device_bytes=1", "{'device_bytes': 1}", '{"device_bytes": 1,}', "{} {}", "\ufeff{}"),
+        *("[" * 100_000, '{"host_bytes": ' * 100_000, '{"host_bytes": ' + "9" * 5_000 + "}"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_text_that_is_not_json_is_a_value_error_with_the_variable(text: str) -> None:
+    with pytest.raises(ValueError, match=VARIABLE) as found:
+        Options.from_json(text)
+    assert len(str(found.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"{}"', "true", "NaN"])
+def test_json_that_is_not_an_object_is_a_type_error(text: str) -> None:
+    with pytest.raises(TypeError, match=f"{VARIABLE} must be a JSON object"):
+        Options.from_json(text)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_number_that_json_does_not_have_is_refused_by_the_option(value: str) -> None:
+    with pytest.raises((ValueError, TypeError), match="host_bytes"):
+        Options.from_json(f'{{"host_bytes": {value}}}')
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Device_bytes", "device_bytes ", "from_json", "__class__", "\ud800", "x" * 9999]
+)
+def test_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown options .*known options: device_bytes") as found:
+        Options.from_json(json.dumps({name: 1}))
+    assert len(str(found.value)) < 1000
+
+
+def test_option_with_two_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="two values"):
+        Options.from_json('{"host_bytes": 1, "host_bytes": 2}')

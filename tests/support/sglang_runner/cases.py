@@ -1,0 +1,66 @@
+"""The engines of SGLang that `make engines` runs. Each is one process; several tests may use its result."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine_runner.pool import SUPPORT
+
+from sglang_runner.plug_ins import PLUG_INS
+
+CHUNK = 64
+REMOVED = ("SGLANG_", "VITCACHE_", "TRITON_", "HF_", "CUDA_")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine: its plug-ins and requests.
+
+    `steps` are functions of `child`, called in order. `options` are those of vitcache, and `environment`
+    adds variables.
+    """
+
+    name: str
+    plug_ins: tuple[str, ...] = ("vitcache", "probe")
+    steps: tuple[str, ...] = ("chat",)
+    model: str = "qwen3"
+    limit_s: float = 150
+    options: dict[str, Any] | None = None
+    environment: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def variables(self) -> dict[str, str]:
+        """The environment variables of the process, beside those of every engine."""
+        given = {} if self.options is None else {"VITCACHE_SGLANG_OPTIONS": json.dumps(self.options)}
+        return {"SGLANG_PLUGINS": ",".join(self.plug_ins), **given, **self.environment}
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment variables of every engine of SGLang. All files that SGLang writes are in `folder`."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED)}
+    paths = (str(SUPPORT), str(folder / PLUG_INS), own.get("PYTHONPATH"))
+    return {
+        **own,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "SGLANG_CACHE_DIR": str(folder / "cache"),
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+STEPS = ("chat", "swapped", "together", "prefix", "flush")
+CASES = {
+    case.name: case
+    for case in (
+        Case("stock", ("probe",), (*STEPS, "reload")),
+        Case("vitcache", steps=(*STEPS, "seen", "reload")),
+        Case("disabled", environment={"VITCACHE_DISABLE": "1"}),
+        Case("unknown-option", options={"devise_bytes": 1 << 20}),
+        Case("renamed-function", ("vitcache", "rename")),
+        Case("another-version", ("vitcache", "another_version")),
+    )
+}
