@@ -81,7 +81,7 @@ def test_target_with_other_parameters_ends_the_scheduler(monkeypatch: pytest.Mon
 
     target = next(target for target in TARGETS if target.name == "embed_mm_inputs")
     set_target(monkeypatch, target, embed_mm_inputs)
-    with pytest.raises(RuntimeError, match="has the parameters .*input_ids.*mm_inputs_list"):
+    with pytest.raises(RuntimeError, match=r"has the parameters .*input_ids.*mm_inputs_list"):
         start()
 
 
