@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vitcache.placement.spans import Span
 
 _SCHEDULE = "sglang.srt.managers.mm_schedule"
 _CONTEXT = "sglang.srt.runtime_context"
@@ -41,13 +44,13 @@ def can_be_borrowed(source: Any) -> bool:
     return is_deferred is not None and bool(is_deferred())
 
 
-def lend(source: Any, start: int, stop: int) -> None:
+def lend(source: Any, spans: Sequence[Span], start: int, stop: int) -> None:
     """Let the encoder read a feature in the memory of another process, without a copy of its own.
 
     As SGLang does it for items whose tokens are all in the step ``[start, stop)``: no later step needs the
     feature.
     """
-    if source.offsets[0][0] >= start and source.offsets[-1][1] < stop and can_be_borrowed(source):
+    if spans[0].start >= start and spans[-1].stop <= stop and can_be_borrowed(source):
         source.model_specific_data[_BORROW] = True
 
 
