@@ -28,15 +28,22 @@ class Window(NamedTuple):
 
 
 class Scene:
-    """A `Service` with options of its own, and a model."""
+    """A `Service` with options of its own, and a model. `device` has the rows."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Model | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        model: Model | None = None,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> None:
         monkeypatch.setenv(VARIABLE, json.dumps(options))
         monkeypatch.delenv("VITCACHE_DISABLE", raising=False)
         monkeypatch.setattr(service, "STOCK_CACHE", StockCache())
         self.service = Service()
         self.model = Model() if model is None else model
-        self.table = Table()
+        self.table = Table().to(device)
+        self.device = torch.device(device)
 
     def step(
         self,
@@ -49,17 +56,17 @@ class Scene:
         """Run a step, and compare every token.
 
         `failed` items have zero rows, `left_out` ones have text rows. `truth` has the rows of items whose
-        feature is gone, by `id`.
+        feature was released, by `id`.
         """
-        ids = token_ids(windows, padding)
+        ids = token_ids(windows, padding).to(self.device)
         found = self.embed(*windows, ids=ids)
         assert found is not None
         rows, info = found
         wanted, wanted_levels = self.truth(windows, failed, left_out, padding, truth or {})
-        assert torch.equal(rows, wanted)
-        assert torch.equal(ids, token_ids(windows, padding).clamp(0, VOCABULARY - 1))
+        assert torch.equal(rows.cpu(), wanted)
+        assert torch.equal(ids.cpu(), token_ids(windows, padding).clamp(0, VOCABULARY - 1))
         if self.model.levels:
-            assert torch.equal(info["input_deepstack_embeds"], wanted_levels)
+            assert torch.equal(info["input_deepstack_embeds"].cpu(), wanted_levels)
         else:
             assert info == {}
         assert all(cache.leased_pages == 0 for cache in self.service.stats().caches)
@@ -92,7 +99,7 @@ class Scene:
         known: dict[int, Tensor],
     ) -> tuple[Tensor, Tensor]:
         ids = token_ids(windows, padding).clamp(0, VOCABULARY - 1)
-        rows = self.table.weight.detach()[ids].clone()
+        rows = self.table.weight.detach().cpu()[ids].clone()
         levels = torch.zeros(len(ids), HIDDEN * self.model.levels)
         first = 0
         for window in windows:

@@ -17,6 +17,7 @@ from vitcache.adapters.sglang.item_keys import ItemKey, item_key
 from vitcache.keys.content import KEY_BYTES
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
+from vitcache.rows import DTYPES
 
 ARGUMENTS = "sglang"  # the argument of `Item` with the arguments of a key, which are hashed with the feature
 
@@ -60,8 +61,8 @@ class ItemFactory:
         Returns the elements of a row for a modality of SGLang.
     embedder
         Returns the encoder for a modality, or None.
-    device
-        The device of the rows.
+    device, dtype
+        The device and the dtype of the text rows.
     trust_engine_hash
         As in `Options`.
     counts
@@ -71,6 +72,7 @@ class ItemFactory:
     row_width: Callable[[Any], int]
     embedder: Callable[[Any], Any]
     device: torch.device
+    dtype: torch.dtype
     trust_engine_hash: bool
     counts: Counts
 
@@ -118,6 +120,8 @@ class ItemFactory:
                 f"{tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__}"
             )
         wait_until_offloaded(source, rows)
+        if rows.dtype not in DTYPES:  # such as the float64 of NumPy: SGLang converts each dtype
+            rows = rows.to(self.dtype)
         rows = rows.reshape(-1, rows.shape[-1]).to(self.device, non_blocking=True)
         return Item(None, spans, rows=rows, row_width=self.row_width(source.modality), context=source)
 
