@@ -1,9 +1,9 @@
 """``python -m vitcache.bench.frames``: Python frames of one step, and of one forward of an attached model.
 
-The number of files tells how many files a reader must open to follow a call. `sys.setprofile` counts frames
-in the calling thread: each time a function, comprehension or generator of a file under vitcache/ is entered
-or resumed. Files of benches are not counted. Python 3.12 and later have no frames for comprehensions, so
-compare only numbers of one Python version.
+With SGLang, also those of a step of its released caller. The number of files tells how many files a reader
+must open to follow a call. `sys.setprofile` counts frames in the calling thread: each time a function,
+comprehension or generator of a file under vitcache/ is entered or resumed. Files of benches are not counted.
+Python 3.12 and later have no frames for comprehensions, so compare only numbers of one Python version.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from vitcache import Chunk, EmbeddingCache, Item, Items, Span, VisionPipeline
 PACKAGE = str(Path(vitcache.__file__).parent) + "/"
 BENCHES = PACKAGE + "bench/"  # the folder of the benches in an installed package
 ITEMS = (1, 32, 512)
+SGLANG_IMAGES = (1, 8, 32)
 ROWS, WIDTH, PAGE_ROWS = 4, 8, 4
 
 
@@ -122,6 +124,31 @@ def count_attach() -> Iterator[Count]:
     attachment.detach()
 
 
+def count_sglang() -> Iterator[Count]:
+    """Count a step of SGLang whose images all hit, without and with deepstack, and that of a new request.
+
+    SGLang must be importable. The items of the new request have an identity.
+    """
+    from vitcache.bench.sglang.scene import Scene
+    from vitcache.bench.sglang.sides import VITCACHE, open_sides
+    from vitcache.bench.sglang.turns import Kind
+
+    device = torch.device("cpu")
+    for words, levels, kind in (
+        ("sglang, {} hits", 0, Kind.SAME),
+        ("sglang, {} hits, 3 levels", 3, Kind.SAME),
+        ("sglang, {} hits, new", 0, Kind.IDENTITY),
+    ):
+        for images in SGLANG_IMAGES:
+            scene = Scene(images, rows=ROWS, hidden=WIDTH, levels=levels, device=device)
+            with torch.no_grad(), open_sides(scene, kind) as sides:
+                side = sides[VITCACHE]
+                if not all(side.is_right() for _ in range(2)):  # not counted, as for `embed`
+                    raise RuntimeError(f"{VITCACHE} built other rows than a loop over images")
+                side.prepare()
+                yield Count(words.format(images), count_frames(side))
+
+
 def main() -> None:
     """Print the number of frames of each call; with ``--by-file`` also the frames of each file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,7 +156,8 @@ def main() -> None:
     by_file = parser.parse_args().by_file
     print(f"Python {platform.python_version()}, torch {torch.__version__}, frames of files under vitcache/")
     print(f"{'call':<24} {'frames':>7} {'files':>6}")
-    for counts in (count_embed(), count_attach()):
+    with_sglang = () if find_spec("sglang") is None else (count_sglang(),)
+    for counts in (count_embed(), count_attach(), *with_sglang):
         for count in counts:
             print(f"{count.call:<24} {count.by_file.total():>7} {len(count.by_file):>6}")
             for file, frames in count.by_file.most_common() if by_file else ():

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import vitcache
+from vitcache.adapters.sglang.start_up import TESTED_VERSIONS as SGLANG_VERSIONS
 from vitcache.adapters.vllm.plugin import TESTED_VERSIONS
 from vitcache.bench.run import BENCHES
 from vitcache.versions import SUPPORTED, versions_of_tests
@@ -163,12 +164,13 @@ def test_table_of_versions_has_those_of_the_code() -> None:
         name = {"triton": "Triton"}.get(package, package)
         assert cells[name][:2] == [f"{first} to {last}", versions_of_tests(package)]
     assert cells["vLLM"][0] == " and ".join(TESTED_VERSIONS)
+    assert cells["SGLang"][0] == " and ".join(SGLANG_VERSIONS)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert cells["Python"][0].startswith(f"{project['requires-python'].removeprefix('>=')} or newer")
 
 
 def wrong_versions(text: str) -> list[str]:
-    """The ranges of versions in a text that are not those of versions.py, and other versions of vLLM."""
+    """The ranges of versions in a text that are not those of versions.py, and other versions of engines."""
     found = [
         match[0]
         for match in re.finditer(
@@ -176,8 +178,10 @@ def wrong_versions(text: str) -> list[str]:
         )
         if (match[2], match[3]) not in (SUPPORTED[match[1].lower()], (SUPPORTED[match[1].lower()][0], None))
     ]
-    versions = re.findall(r"\bvLLM (\d+\.\d+\.\d+)", text)
-    return found + [f"vLLM {version}" for version in versions if version not in TESTED_VERSIONS]
+    for engine, tested in (("vLLM", TESTED_VERSIONS), ("SGLang", SGLANG_VERSIONS)):
+        versions = re.findall(rf"\b{engine} (\d+\.\d+\.\d+)", text)
+        found += [f"{engine} {version}" for version in versions if version not in tested]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -187,11 +191,13 @@ def test_no_page_states_versions_that_the_code_does_not_state(page: Path) -> Non
     assert wrong_versions(page.read_text()) == []
 
 
-def test_wrong_versions_finds_a_range_and_a_version_of_vllm() -> None:
+def test_wrong_versions_finds_a_range_and_versions_of_engines() -> None:
     text = (
-        "torch 2.9 to 2.14, torch 2.9 or newer, transformers 5.17 to 5.24, Triton 3.4 or newer, vLLM 0.32.0"
+        "torch 2.9 to 2.14, torch 2.9 or newer, transformers 5.17 to 5.24, Triton 3.4 or newer, "
+        "vLLM 0.32.0, SGLang 0.5.22"
     )
-    assert wrong_versions(text) == ["transformers 5.17 to 5.24", "Triton 3.4 or newer", "vLLM 0.32.0"]
+    ranges = ["transformers 5.17 to 5.24", "Triton 3.4 or newer"]
+    assert wrong_versions(text) == [*ranges, "vLLM 0.32.0", "SGLang 0.5.22"]
 
 
 def test_page_on_measuring_names_every_bench() -> None:

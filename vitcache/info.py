@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vitcache._version import __version__
-from vitcache.adapters.sglang.plugin import TESTED_VERSIONS as SGLANG_VERSIONS
+from vitcache.adapters.sglang.start_up import TESTED_VERSIONS as SGLANG_VERSIONS
 from vitcache.adapters.vllm.plugin import TESTED_VERSIONS as VLLM_VERSIONS
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError

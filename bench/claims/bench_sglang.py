@@ -104,7 +104,10 @@ def run_case(case: Case, recorder: Recorder, timer: Timer) -> Iterator[str]:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():  # as in SGLang's scheduler
-            yield from (run_host if isinstance(case, HostCase) else run_device)(case, recorder, timer)
+            if isinstance(case, HostCase):
+                yield from run_host(case, recorder, timer)
+            else:
+                yield from run_device(case, recorder, timer)
     finally:
         torch.set_num_threads(threads_before)
 

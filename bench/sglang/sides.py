@@ -5,6 +5,7 @@ SGLang must be importable, and its module of multimodal functions is changed whi
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -114,7 +115,7 @@ def functions() -> tuple[Functions, Functions]:
     missing = [name for name, function in hooked.items() if not hasattr(function, "__wrapped__")]
     if missing:
         raise RuntimeError(f"SGLang has not hooked {', '.join(missing)}: vitcache gets no number")
-    return {name: function.__wrapped__ for name, function in hooked.items()}, hooked
+    return {name: inspect.unwrap(function) for name, function in hooked.items()}, hooked
 
 
 def _equals(built: Tensor | None, expected: Tensor) -> bool:

@@ -14,7 +14,7 @@ from vitcache.bench.sglang.scene import Scene
 
 
 class Kind(Enum):
-    """The objects of a step, and what names an image in vitcache. The value is a part of a case's name."""
+    """The objects of a step, and the source of the keys of vitcache. The value is a part of a case's name."""
 
     SAME = "same request"
     CONTENT = "new request, keys by content"

@@ -1,4 +1,4 @@
-"""The parts of the bench `sglang` without SGLang: cases, targets, the scene, and what gets no number."""
+"""The parts of the bench `sglang` without SGLang: cases, targets, the scene, and refused contenders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Counts`: what the log says once, and what the statistics count."""
+"""`Counts`: the texts that are logged once, and the numbers of the statistics."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from sglang_fakes.modules import importable, write
 from sglang_fakes.requests import Inputs, image, request
 from sglang_fakes.scene import Scene, Window
 
-from vitcache.adapters.sglang import hooks
+from vitcache.adapters.sglang import hooks, start_up
 from vitcache.adapters.sglang.plugin import register
 from vitcache.adapters.sglang.stock_cache import StockCache
 from vitcache.adapters.sglang.tenant import NO_TENANT, tenant_of
@@ -50,7 +50,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Service:
 @pytest.fixture
 def managers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The hooked modules of the stand-in."""
-    monkeypatch.setattr(hooks, "STOCK_CACHE", StockCache())
+    monkeypatch.setattr(start_up, "STOCK_CACHE", StockCache())
     write(tmp_path)
     with importable(tmp_path):
         register()
@@ -133,7 +133,7 @@ def test_error_of_sglangs_own_function_does_not_switch_the_service_off(used: Ser
 def test_cache_of_sglang_is_made_without_bytes(managers: Any) -> None:
     managers.mm_schedule.init_mm_embedding_cache(1000)
     assert managers.mm_schedule.embedding_cache.max_size == 0
-    assert hooks.STOCK_CACHE.reserved_bytes == 1000
+    assert start_up.STOCK_CACHE.reserved_bytes == 1000
 
 
 @pytest.mark.parametrize("is_idle", [True, False])
@@ -152,7 +152,7 @@ def test_weight_update_makes_the_rows_unreachable(managers: Any, used: Service, 
 
 
 def test_failed_weight_update_makes_the_rows_unreachable_and_raises(managers: Any, used: Service) -> None:
-    with pytest.raises(OSError, match="no such file"):
+    with pytest.raises(OSError, match="not found"):
         managers.updater.SchedulerWeightUpdaterManager().update_weights_from_disk("fails")
     assert used.calls == ["advance_epoch"]
 
@@ -198,3 +198,13 @@ def test_requests_of_different_tenants_do_not_share_rows(monkeypatch: pytest.Mon
         hooks.around_extend_items(lambda _: None, request(inputs, salt, key))
         scene.step(Window(inputs, 0, 6))
     assert scene.model.num_encoded == 4
+
+
+def test_cache_of_a_scheduler_without_the_check_of_hooks_is_refused(managers: Any) -> None:
+    """Another plug-in that applied hooks to `Scheduler.__init__` first would prevent the check."""
+    scheduler = managers.scheduler.Scheduler
+    scheduler.__init__ = scheduler.__init__.__wrapped__
+    before = managers.mm_schedule.embedding_cache
+    with pytest.raises(RuntimeError, match=r"Scheduler\.__init__ does not call the hook of vitcache"):
+        managers.mm_schedule.init_mm_embedding_cache(1000)
+    assert managers.mm_schedule.embedding_cache is before

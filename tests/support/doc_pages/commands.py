@@ -113,6 +113,11 @@ def check_vllm(arguments: list[str]) -> str:
     return "" if manager == {"encoder_cache_manager_cls": MANAGERS[0]} else f"manager {manager}"
 
 
+def check_sglang(arguments: list[str]) -> str:
+    """`sglang serve` with a model: the plug-in needs no flag."""
+    return "" if arguments == ["serve", "--model-path", "$MODEL"] else f"sglang {arguments}"
+
+
 def check_git(arguments: list[str]) -> str:
     return "" if arguments[:2] == ["clone", PROJECT] else f"git {arguments}"
 
@@ -129,6 +134,7 @@ CHECKS: dict[str, Callable[[list[str]], str]] = {
     "make": check_make,
     "pip": check_pip,
     "vllm": check_vllm,
+    "sglang": check_sglang,
     "git": check_git,
     "curl": check_curl,
     "grep": lambda arguments: "",

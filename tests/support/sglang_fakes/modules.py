@@ -101,7 +101,7 @@ class Scheduler:
 class SchedulerWeightUpdaterManager:
     def update_weights_from_disk(self, recv_req):
         if recv_req == "fails":
-            raise OSError("no such file")
+            raise OSError("not found")
         return True
 
     def update_weights_from_distributed(self, recv_req): return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -28,15 +28,22 @@ class Window(NamedTuple):
 
 
 class Scene:
-    """A `Service` with options of its own, and a model."""
+    """A `Service` with options of its own, and a model. `device` has the rows."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Model | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        model: Model | None = None,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> None:
         monkeypatch.setenv(VARIABLE, json.dumps(options))
         monkeypatch.delenv("VITCACHE_DISABLE", raising=False)
         monkeypatch.setattr(service, "STOCK_CACHE", StockCache())
         self.service = Service()
         self.model = Model() if model is None else model
-        self.table = Table()
+        self.table = Table().to(device)
+        self.device = torch.device(device)
 
     def step(
         self,
@@ -49,17 +56,17 @@ class Scene:
         """Run a step, and compare every token.
 
         `failed` items have zero rows, `left_out` ones have text rows. `truth` has the rows of items whose
-        feature is gone, by `id`.
+        feature was released, by `id`.
         """
-        ids = token_ids(windows, padding)
+        ids = token_ids(windows, padding).to(self.device)
         found = self.embed(*windows, ids=ids)
         assert found is not None
         rows, info = found
         wanted, wanted_levels = self.truth(windows, failed, left_out, padding, truth or {})
-        assert torch.equal(rows, wanted)
-        assert torch.equal(ids, token_ids(windows, padding).clamp(0, VOCABULARY - 1))
+        assert torch.equal(rows.cpu(), wanted)
+        assert torch.equal(ids.cpu(), token_ids(windows, padding).clamp(0, VOCABULARY - 1))
         if self.model.levels:
-            assert torch.equal(info["input_deepstack_embeds"], wanted_levels)
+            assert torch.equal(info["input_deepstack_embeds"].cpu(), wanted_levels)
         else:
             assert info == {}
         assert all(cache.leased_pages == 0 for cache in self.service.stats().caches)
@@ -92,7 +99,7 @@ class Scene:
         known: dict[int, Tensor],
     ) -> tuple[Tensor, Tensor]:
         ids = token_ids(windows, padding).clamp(0, VOCABULARY - 1)
-        rows = self.table.weight.detach()[ids].clone()
+        rows = self.table.weight.detach().cpu()[ids].clone()
         levels = torch.zeros(len(ids), HIDDEN * self.model.levels)
         first = 0
         for window in windows:
@@ -102,16 +109,22 @@ class Scene:
                 source = known.get(id(item), item.precomputed_embeddings)
                 if source is None and not any(item is each for each in failed):
                     source = rows_of(item.modality, item.feature, self.model.width(item.modality))
-                tokens = [token for start, last in item.offsets for token in range(start, last + 1)]
-                for number, token in enumerate(tokens):
-                    if not window.start <= token < window.start + window.length:
-                        continue
+                for number, token in tokens_in(window, item):
                     place = first + token - window.start
                     row = torch.zeros(HIDDEN) if any(item is each for each in failed) else source[number]
                     rows[place] = row[:HIDDEN]
                     levels[place, : len(row) - HIDDEN] = row[HIDDEN:]
             first += window.length
         return rows, levels
+
+
+def tokens_in(window: Window, item: DataItem) -> Iterator[tuple[int, int]]:
+    """The tokens of an item that are in a window, each with the number of its row."""
+    number = 0
+    for start, last in item.offsets or ():
+        for token in range(max(start, window.start), min(last + 1, window.start + window.length)):
+            yield number + token - start, token
+        number += last + 1 - start
 
 
 def token_ids(windows: tuple[Window, ...], padding: int = 0) -> Tensor:
@@ -121,8 +134,7 @@ def token_ids(windows: tuple[Window, ...], padding: int = 0) -> Tensor:
     first = 0
     for window in windows:
         for item in [] if window.inputs is None else window.inputs.mm_items:
-            for start, last in (item.offsets or ()) if item is not None else ():
-                for token in range(max(start, window.start), min(last + 1, window.start + window.length)):
-                    ids[first + token - window.start] = 10**12 + token
+            for _, token in () if item is None else tokens_in(window, item):
+                ids[first + token - window.start] = 10**12 + token
         first += window.length
     return ids

@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
 from vitcache.adapters.sglang.tenant import remember_tenant
 
 if TYPE_CHECKING:
@@ -71,11 +70,6 @@ def around_embed(
         return original(*arguments)
     finally:
         _IS_ORIGINAL.reset(token)
-
-
-def around_make_cache(original: Callable[..., Any], max_size: int = 0) -> Any:
-    """`init_mm_embedding_cache`: vitcache gets the bytes that SGLang has reserved, SGLang's cache none."""
-    return STOCK_CACHE.make(original, max_size)
 
 
 def around_extend_items(original: Callable[..., Any], request: Any, *args: Any, **kwargs: Any) -> Any:

@@ -105,7 +105,12 @@ class ModelStep:
             max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE,
         )
         self._factory = ItemFactory(
-            self._row_width, self._calls.embedder, shape.device, options.trust_engine_hash, counts
+            self._row_width,
+            self._calls.embedder,
+            shape.device,
+            shape.dtype,
+            options.trust_engine_hash,
+            counts,
         )
 
     @property

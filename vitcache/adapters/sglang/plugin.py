@@ -10,7 +10,6 @@ import sys
 
 from vitcache.adapters.sglang.late_hooks import LateHooks
 from vitcache.adapters.sglang.start_up import HOOKED
-from vitcache.adapters.sglang.start_up import TESTED_VERSIONS as TESTED_VERSIONS
 
 
 def register() -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from vitcache._version import __version__
 from vitcache.adapters.disabling import is_disabled
-from vitcache.adapters.sglang.targets import SCHEDULER, TARGETS, Target, check_targets
+from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
+from vitcache.adapters.sglang.targets import (
+    MM_SCHEDULE,
+    SCHEDULER,
+    TARGETS,
+    Target,
+    check_target,
+    check_targets,
+)
 
 TESTED_VERSIONS = ("0.5.23",)
 ANY_VERSION = "VITCACHE_SGLANG_ANY_VERSION"
@@ -23,8 +32,21 @@ def around_set_up(original: Callable[..., Any], scheduler: Any, *args: Any, **kw
     return original(scheduler, *args, **kwargs)
 
 
-# All targets. The hook of this one checks the hooks of the other ones.
-HOOKED = (*TARGETS, Target(SCHEDULER, "Scheduler.__init__", around_set_up, ("self",)))
+def around_make_cache(original: Callable[..., Any], max_size: int = 0) -> Any:
+    """`init_mm_embedding_cache`: vitcache gets the bytes that SGLang has reserved, SGLang's cache none.
+
+    Raises RuntimeError as `check_start_up` if the hook that checks the other ones is not in place: a plug-in
+    that applied its own hooks to `Scheduler.__init__` before has prevented it.
+    """
+    if SCHEDULER in sys.modules and not is_disabled():
+        check_target(SET_UP)
+    return STOCK_CACHE.make(original, max_size)
+
+
+# The hook of the first one checks the hooks of all other targets.
+SET_UP = Target(SCHEDULER, "Scheduler.__init__", around_set_up, ("self",))
+MAKE_CACHE = Target(MM_SCHEDULE, "init_mm_embedding_cache", around_make_cache, ("max_size",))
+HOOKED = (*TARGETS, MAKE_CACHE, SET_UP)
 
 
 def check_start_up() -> None:
@@ -44,6 +66,7 @@ def check_start_up() -> None:
     check_version()
     Options.from_environment()
     check_targets()
+    check_target(MAKE_CACHE)
     logger.info("vitcache %s builds the inputs_embeds of the steps of this scheduler", __version__)
 
 

@@ -52,7 +52,6 @@ TARGETS = (
             *("multimodal_model", "data_embedding_func_mapping", "placeholder_tokens", "use_deepstack"),
         ),
     ),
-    Target(MM_SCHEDULE, "init_mm_embedding_cache", hooks.around_make_cache, ("max_size",)),
     Target(SCHEDULE_BATCH, "Req.extend_image_inputs", hooks.around_extend_items, ("self", "image_inputs")),
     Target(SCHEDULER, "Scheduler.flush_cache", hooks.around_flush, ("self",)),
     *(
@@ -79,22 +78,27 @@ def check_targets() -> None:
         If a target is missing, has other parameters, or its hook is not called. The message names the target.
     """
     for target in TARGETS:
-        module = sys.modules.get(target.module)
-        if module is None:
-            _refuse(f"{target.module} is not loaded in the scheduler")
-        found: Any = module
-        for part in target.name.split("."):
-            found = getattr(found, part, None)
-        if found is None:
-            _refuse(f"{target.path} is missing")
-        parameters = tuple(inspect.signature(found).parameters)  # of the innermost function
-        if parameters[: len(target.parameters)] != target.parameters:
-            _refuse(
-                f"{target.path} has the parameters {parameters}, vitcache expects that they begin with "
-                f"{target.parameters}"
-            )
-        if not _calls(found, target.hook):
-            _refuse(f"{target.path} does not call the hook of vitcache")
+        check_target(target)
+
+
+def check_target(target: Target) -> None:
+    """Check one target. Raises as `check_targets`."""
+    module = sys.modules.get(target.module)
+    if module is None:
+        _refuse(f"{target.module} is not loaded in the scheduler")
+    found: Any = module
+    for part in target.name.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        _refuse(f"{target.path} is missing")
+    parameters = tuple(inspect.signature(found).parameters)  # of the innermost function
+    if parameters[: len(target.parameters)] != target.parameters:
+        _refuse(
+            f"{target.path} has the parameters {parameters}, vitcache expects that they begin with "
+            f"{target.parameters}"
+        )
+    if not _calls(found, target.hook):
+        _refuse(f"{target.path} does not call the hook of vitcache")
 
 
 def _calls(function: Any, hook: Callable[..., Any]) -> bool:
