@@ -39,7 +39,7 @@ class RequestItems:
         self._offsets: Sequence[Any] = ()
         self._rows: Sequence[Any] = ()
         self._unkeyed: list[tuple[Any, Item]] = []
-        self._borrowed: list[Any] = []
+        self._borrowed: list[tuple[Any, Item]] = []
 
     @classmethod
     def of(cls, request: Any) -> RequestItems:
@@ -72,8 +72,8 @@ class RequestItems:
         # Another model, such as a draft model, makes items of its own from the same request.
         if self._items is None or self._factory is not factory or not self._is_current(sources):
             return self._make_all(sources, start, stop, factory)
-        for source in self._borrowed:
-            lend(source, start, stop)
+        for source, item in self._borrowed:
+            lend(source, item.spans, start, stop)
         return self._items
 
     def _make_all(self, sources: Sequence[Any], start: int, stop: int, factory: ItemFactory) -> Items:
@@ -90,9 +90,10 @@ class RequestItems:
         self._items = None if any(elsewhere) else items
         self._factory = factory
         self._sources = list(sources)
-        self._borrowed = [source for source in sources if source.offsets and can_be_borrowed(source)]
-        for source in self._borrowed:
-            lend(source, start, stop)
+        pairs = zip(sources, items, strict=True)
+        self._borrowed = [(source, item) for source, item in pairs if item.spans and can_be_borrowed(source)]
+        for source, item in self._borrowed:
+            lend(source, item.spans, start, stop)
         self._offsets, self._rows = list(map(_OFFSETS, sources)), list(map(_ROWS, sources))
         return items
 
