@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ import vitcache.adapters.sglang as adapter
 from vitcache.adapters.sglang import hooks
 from vitcache.adapters.sglang.options import VARIABLE
 from vitcache.adapters.sglang.service import the_service
-from vitcache.adapters.sglang.targets import TARGETS
+from vitcache.adapters.sglang.start_up import HOOKED
 
 MiB = 1 << 20
 DEFAULT_BYTES = 4 * MiB
@@ -37,15 +38,22 @@ class Binding(NamedTuple):
 
 @cache
 def bindings() -> list[Binding]:
-    """Apply the hooks once as SGLang does, and find each name that they have changed."""
-    for target in TARGETS:
+    """Apply the hooks once as SGLang does, and find each name that they have changed.
+
+    Other tests of this process may apply hooks, too: each of them finds the registry empty.
+    """
+    for target in HOOKED:
         importlib.import_module(target.module)
+        function = find(target)
+        setattr(find(target, parent=True), target.name.split(".")[-1], inspect.unwrap(function))
     get_context().override_server_args(tp_size=1).install()
+    HookRegistry.reset()
     adapter.register()
     HookRegistry.apply_hooks()
-    hooked = {id(function): function for function in map(find, TARGETS)}
+    HookRegistry.reset()
+    hooked = {id(function): function for function in map(find, HOOKED)}
     owners = [module for module in list(sys.modules.values()) if module is not None]
-    owners += [find(target, parent=True) for target in TARGETS if "." in target.name]
+    owners += [find(target, parent=True) for target in HOOKED if "." in target.name]
     return [
         Binding(owner, name, value.__wrapped__, value)
         for owner in {id(owner): owner for owner in owners}.values()
