@@ -130,7 +130,7 @@ class Destination:
         if levels is not None:
             self.deepstack = levels = _as_rows(label, levels, 3)
             self.num_packed = levels.shape[1] if is_packed else None
-            self.planes += levels
+            self.planes += levels.unbind()  # `+=` with the tensor itself would call its `__radd__` first
             are_apart = _lie_in_order(self.rows, levels)
         elif listed:
             tensors = [_as_rows(f"{label}[{level}]", tensor, 2) for level, tensor in enumerate(listed)]

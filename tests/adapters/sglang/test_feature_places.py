@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,3 +153,79 @@ def test_lent_item_with_bad_offsets_ends_no_step(monkeypatch: pytest.MonkeyPatch
     for _ in range(2):
         rows, _ = scene.embed(windows, ids=torch.zeros(5, dtype=torch.long))
         assert torch.equal(rows[1:3], rows_of(Modality.IMAGE, feature(2, 2)))
+
+
+class Opened(Lent):
+    """As `Lent`, until this process has copied the feature."""
+
+    def can_defer_cuda_ipc_feature_reconstruction(self) -> bool:
+        return not isinstance(self.feature, torch.Tensor)
+
+    def reconstruct(self, target_device: int | None) -> None:
+        self.model_specific_data["_sglang_opened"] = self.model_specific_data.get("_sglang_opened", 0) + 1
+        self.feature = feature(self.seed, sum(last - first + 1 for first, last in self.offsets))
+
+
+@pytest.fixture
+def num_ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the number of tensor parallel ranks of SGLang."""
+
+    def set_number(number: int) -> None:
+        name = "sglang.srt.runtime_context"
+        module: Any = ModuleType(name)
+        module.get_parallel = lambda: SimpleNamespace(tp_size=number)
+        module.get_server_args = lambda: None
+        monkeypatch.setitem(sys.modules, name, module)
+
+    return set_number
+
+
+def encode_twice(scene: Scene, item: Any) -> list[Any]:
+    """Two requests with images of one content. Returns the items of SGLang."""
+    items = [item(seed=3, feature=object(), offsets=[(1, 2)]) for _ in range(2)]
+    for each in items:
+        rows, _ = scene.embed(Window(Inputs([each]), 0, 4), ids=torch.zeros(4, dtype=torch.long))
+        assert torch.equal(rows[1:3], rows_of(Modality.IMAGE, feature(3, 2)))
+    return items
+
+
+def test_feature_of_another_process_is_opened_and_hashed_by_one_rank(
+    monkeypatch: pytest.MonkeyPatch, num_ranks: Any
+) -> None:
+    num_ranks(1)
+    model = Opening()
+    scene = Scene(monkeypatch, model)
+    items = encode_twice(scene, Opened)
+    assert model.num_encoded == 1
+    assert [item.model_specific_data["_sglang_opened"] for item in items] == [1, 1]
+    assert scene.service.stats().unshared == 0
+
+
+def test_feature_of_another_process_is_not_opened_by_several_ranks(
+    monkeypatch: pytest.MonkeyPatch, num_ranks: Any
+) -> None:
+    """Each feature is for the rank that encodes it."""
+    num_ranks(2)
+    model = Opening()
+    scene = Scene(monkeypatch, model)
+    items = encode_twice(scene, Opened)
+    assert model.num_encoded == 2
+    assert all("_sglang_opened" not in item.model_specific_data for item in items)
+    assert scene.service.stats().unshared == 2
+
+
+def test_feature_of_a_named_item_is_left_to_the_encoder(
+    monkeypatch: pytest.MonkeyPatch, num_ranks: Any
+) -> None:
+    num_ranks(1)
+    model = Opening()
+    scene = Scene(monkeypatch, model, trust_engine_hash=True)
+
+    class Named(Opened):
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**values, hash=7)
+
+    items = encode_twice(scene, Named)
+    assert model.num_encoded == 1
+    assert model.borrowed == [True]
+    assert all("_sglang_opened" not in item.model_specific_data for item in items)

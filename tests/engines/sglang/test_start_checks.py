@@ -16,9 +16,10 @@ from sglang_scene.plugin import bindings, find, plugged
 
 from vitcache.adapters.sglang import register, start_up
 from vitcache.adapters.sglang.options import VARIABLE
-from vitcache.adapters.sglang.targets import SET_UP, TARGETS
+from vitcache.adapters.sglang.start_up import HOOKED, SET_UP
+from vitcache.adapters.sglang.targets import TARGETS
 
-CHECKED = [target for target in TARGETS if target.name != SET_UP]
+CHECKED = [target for target in HOOKED if target is not SET_UP]
 
 
 @pytest.fixture(autouse=True)

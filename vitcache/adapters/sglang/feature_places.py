@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitcache.placement.spans import Span
 
 _SCHEDULE = "sglang.srt.managers.mm_schedule"
+_CONTEXT = "sglang.srt.runtime_context"
 # In `model_specific_data`. The first is an event behind an encoder's own copy of the feature to host memory.
 _COPIED = "_sglang_cuda_ipc_feature_copy_event"
 _BORROW = "_sglang_borrow_cuda_ipc_feature"
@@ -50,6 +52,24 @@ def lend(source: Any, spans: Sequence[Span], start: int, stop: int) -> None:
     """
     if spans[0].start >= start and spans[-1].stop <= stop and can_be_borrowed(source):
         source.model_specific_data[_BORROW] = True
+
+
+def can_be_opened(source: Any) -> bool:
+    """Whether this rank may copy a feature out of the memory of another process, so that it can be hashed.
+
+    With one tensor parallel rank, the encoder would do so. With several ranks, each feature is for one rank.
+    """
+    context = sys.modules.get(_CONTEXT)
+    return can_be_borrowed(source) and context is not None and context.get_parallel().tp_size == 1
+
+
+def open_feature(source: Any, device: torch.device) -> None:
+    """Replace a feature in the memory of another process by a copy on a device, as its encoder would.
+
+    The copy is queued on the current stream.
+    """
+    if can_be_borrowed(source):
+        source.reconstruct(device.index)
 
 
 def encoder_moves(embedder: Any) -> bool:

@@ -39,7 +39,9 @@ class ItemKey(NamedTuple):
     digest: Any = None
 
 
-def item_key(source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_hash: bool) -> ItemKey:
+def item_key(
+    source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_hash: bool, can_be_opened: bool = False
+) -> ItemKey:
     """Choose the key of an item of SGLang.
 
     Parameters
@@ -53,6 +55,8 @@ def item_key(source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_h
         The `cache_salt` and the `extra_key` of the request.
     trust_engine_hash
         Whether the 64-bit `hash` of the item is hashed in place of the feature.
+    can_be_opened
+        Whether the feature is in the memory of another process, and this one may read it.
     """
     data = {
         name: _plain(value)
@@ -65,7 +69,7 @@ def item_key(source: Any, num_rows: int, tenant: tuple[str, str], trust_engine_h
         return _named("identity", bytes(source.identity), arguments)
     if trust_engine_hash and source.hash is not None:
         return _named("hash", source.hash.to_bytes(8, "big"), arguments)
-    if len(hashed) == len(data) and is_feature(source.feature):
+    if len(hashed) == len(data) and (can_be_opened or is_feature(source.feature)):
         return ItemKey(None, arguments)
     return ItemKey(os.urandom(KEY_BYTES), {}, is_shared=False)
 
