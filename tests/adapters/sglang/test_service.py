@@ -232,12 +232,16 @@ def test_each_model_has_a_cache_of_its_own_and_a_collected_one_is_closed(scene: 
         assert len(scene.service.stats().caches) == 1
 
 
-def test_two_models_serve_one_request_in_turns(scene: Scene) -> None:
-    made, models = window(), [scene.model, Model(levels=1)]
+class Draft(Model):
+    """A class of its own, so its rows have a namespace of their own."""
+
+
+def test_models_serve_one_request_in_turns(scene: Scene) -> None:
+    made, models = window(), [scene.model, Model(levels=1), Draft()]
     for model in models * 3:
         scene.model = model
         scene.step(made)
-    assert [model.num_encoded for model in models] == [1, 1]
+    assert [model.num_encoded for model in models] == [1, 1, 1]
     assert scene.service.stats().errors == 0
 
 
