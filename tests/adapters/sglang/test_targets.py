@@ -128,6 +128,11 @@ def test_any_version_is_accepted_and_logged(
     assert ["0.5.24" in record.getMessage() for record in caplog.records] == [True]
 
 
+def test_tested_version_with_a_local_part_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_up, "version", lambda _: f"{TESTED_VERSIONS[0]}+cpu")
+    check_version()
+
+
 @pytest.mark.parametrize("value", ["", "0", "true", "yes"])
 def test_variable_of_another_value_accepts_no_version(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setattr(start_up, "version", lambda _: "0.5.24")

@@ -17,9 +17,8 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.runtime_context import get_context
 
 import vitcache.adapters.sglang as adapter
-from vitcache.adapters.sglang import hooks
+from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.options import VARIABLE
-from vitcache.adapters.sglang.service import the_service
 from vitcache.adapters.sglang.targets import TARGETS
 
 MiB = 1 << 20
@@ -80,8 +79,7 @@ def stock(num_bytes: int = DEFAULT_BYTES) -> Iterator[None]:
 @contextmanager
 def plugged(num_bytes: int = DEFAULT_BYTES, **options: Any) -> Iterator[None]:
     """SGLang with the plug-in and its options, as in a new process whose SGLang reserves `num_bytes`."""
-    the_service.cache_clear()
-    hooks._service.cache_clear()
+    service.SERVICE = service.Service()
     os.environ[VARIABLE] = json.dumps(options)
     switch(is_on=True)
     try:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT
+from vitcache.adapters.sglang.targets import MM_SCHEDULE
 from vitcache.placement.spans import Span
 
-_SCHEDULE = "sglang.srt.managers.mm_schedule"
-_CONTEXT = "sglang.srt.runtime_context"
 # In `model_specific_data`. The first is an event behind an encoder's own copy of the feature to host memory.
 _COPIED = "_sglang_cuda_ipc_feature_copy_event"
 _BORROW = "_sglang_borrow_cuda_ipc_feature"
@@ -32,7 +32,7 @@ def wait_until_offloaded(source: Any, feature: Any) -> None:
     """
     if not _is_on_host(feature):
         return
-    schedule = sys.modules.get(_SCHEDULE)
+    schedule = sys.modules.get(MM_SCHEDULE)
     for event in (getattr(schedule, "host_offload_event", None), source.model_specific_data.get(_COPIED)):
         if event is not None:
             event.synchronize()
@@ -59,7 +59,7 @@ def can_be_opened(source: Any) -> bool:
 
     With one tensor parallel rank, the encoder would do so. With several ranks, each feature is for one rank.
     """
-    context = sys.modules.get(_CONTEXT)
+    context = sys.modules.get(RUNTIME_CONTEXT)
     return can_be_borrowed(source) and context is not None and context.get_parallel().tp_size == 1
 
 
@@ -74,7 +74,7 @@ def open_feature(source: Any, device: torch.device) -> None:
 
 def encoder_moves(embedder: Any) -> bool:
     """Whether an encoder of SGLang moves features to its device itself, in one copy for a batch."""
-    schedule = sys.modules.get(_SCHEDULE)
+    schedule = sys.modules.get(MM_SCHEDULE)
     return schedule is not None and bool(schedule._can_skip_pre_embed_feature_move(embedder))
 
 

@@ -74,7 +74,6 @@ class ModelStep:
         self, model: Any, shape: StepShape, device_bytes: int, options: Options, counts: Counts
     ) -> None:
         self.model = _reference(model)
-        self._has_model = model is not None
         self.shape = shape
         self._counts = counts
         self._deepstack: Mapping[Any, bool] = {}
@@ -116,7 +115,7 @@ class ModelStep:
     @property
     def is_orphan(self) -> bool:
         """Whether the model was collected."""
-        return self._has_model and self.model() is None
+        return isinstance(self.model, weakref.ref) and self.model() is None
 
     def embed(
         self, call: StepCall, model: Any, functions: Mapping[Any, Any] | None, inputs_embeds: Tensor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from typing import Any
 
 import torch
@@ -47,12 +46,26 @@ class Service:
         *,
         batch: Any,
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """Build the result of SGLang's `embed_mm_inputs`, or return None: SGLang's own function must run.
+        """Build the result of SGLang's `embed_mm_inputs`, whose arguments these are, and `batch`.
 
         Parameters
         ----------
+        requests, starts, lengths
+            As in `StepCall`.
+        input_ids
+            The ids of the batch ``(tokens,)``, int64.
+        input_embedding
+            SGLang's embedding of text tokens, a module.
+        model, functions
+            As in `EncoderCalls.use`.
         batch
             The `ForwardBatch` of the running `prepare_mm_inputs`, or None.
+
+        Returns
+        -------
+        tuple or None
+            `inputs_embeds` ``(tokens, hidden)``, and the result of `ModelStep.embed`. None: SGLang's own
+            function must run.
 
         Notes
         -----
@@ -148,13 +161,7 @@ def _has_pruned_video(model: Any, requests: Sequence[Any]) -> bool:
     return any(item.modality.name == "VIDEO" for item in items)
 
 
-@cache
-def the_service() -> Service:
-    """Return the service of this process."""
-    return Service()
-
-
-the_service()  # by the import, so that two threads do not make two
+SERVICE = Service()
 
 
 def stats() -> SglangStats:
@@ -168,4 +175,4 @@ def stats() -> SglangStats:
     >>> stats().steps
     0
     """
-    return the_service().stats()
+    return SERVICE.stats()

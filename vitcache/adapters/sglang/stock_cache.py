@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitcache.adapters.disabling import is_disabled
-
-_SCHEDULE = "sglang.srt.managers.mm_schedule"
+from vitcache.adapters.sglang.targets import MM_SCHEDULE
 
 
 class StockCache:
@@ -65,7 +64,7 @@ class StockCache:
 
 
 def _current() -> Any:
-    return getattr(sys.modules.get(_SCHEDULE), "embedding_cache", None)
+    return getattr(sys.modules.get(MM_SCHEDULE), "embedding_cache", None)
 
 
 STOCK_CACHE = StockCache()
