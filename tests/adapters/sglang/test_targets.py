@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,8 @@ def test_scheduler_with_all_hooks_starts(start: Start) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_function_without_its_hook_is_refused_by_name(start: Start, target: Any) -> None:
     module = start()
-    owner: Any = importlib.import_module(target.module)
-    *classes, name = target.name.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    setattr(owner, name, getattr(owner, name).__wrapped__)
+    owner, _, name = target.path.rpartition(".")
+    setattr(pkgutil.resolve_name(owner), name, target.find().__wrapped__)
     with pytest.raises(RuntimeError, match=rf"{target.name}.*does not call the hook"):
         module.Scheduler()
 

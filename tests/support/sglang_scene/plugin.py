@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pkgutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from sglang.srt.runtime_context import get_context
 import vitcache.adapters.sglang as adapter
 from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.options import VARIABLE
-from vitcache.adapters.sglang.targets import TARGETS
+from vitcache.adapters.sglang.targets import TARGETS, Target
 
 MiB = 1 << 20
 DEFAULT_BYTES = 4 * MiB
@@ -42,9 +43,9 @@ def bindings() -> list[Binding]:
     get_context().override_server_args(tp_size=1).install()
     adapter.register()
     HookRegistry.apply_hooks()
-    hooked = {id(function): function for function in map(find, TARGETS)}
+    hooked = {id(target.find()) for target in TARGETS}
     owners = [module for module in list(sys.modules.values()) if module is not None]
-    owners += [find(target, parent=True) for target in TARGETS if "." in target.name]
+    owners += [owner_of(target) for target in TARGETS if "." in target.name]
     return [
         Binding(owner, name, value.__wrapped__, value)
         for owner in {id(owner): owner for owner in owners}.values()
@@ -53,12 +54,9 @@ def bindings() -> list[Binding]:
     ]
 
 
-def find(target: Any, parent: bool = False) -> Any:
-    """The function of a target, or its class or module."""
-    found: Any = sys.modules[target.module]
-    for part in target.name.split(".")[: -1 if parent else None]:
-        found = getattr(found, part)
-    return found
+def owner_of(target: Target) -> Any:
+    """The class or module of a target."""
+    return pkgutil.resolve_name(target.path.rpartition(".")[0])
 
 
 def switch(is_on: bool) -> None:

@@ -14,7 +14,7 @@ from vitcache.adapters.sglang.counts import Counts, SglangStats
 from vitcache.adapters.sglang.model_step import ModelStep, StepCall, StepShape
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
-from vitcache.adapters.sglang.windows import token_offsets
+from vitcache.adapters.sglang.token_offsets import token_offsets
 from vitcache.rows import DTYPES
 
 UNRESERVED_BYTES = 100 << 20  # the default of SGLANG_VLM_CACHE_SIZE_MB
@@ -29,7 +29,7 @@ class Service:
     def __init__(self) -> None:
         self.counts = Counts()
         self._options: Options | None = None
-        self._making = STOCK_CACHE.making
+        self._generation = STOCK_CACHE.generation
         self._steps: dict[tuple[int, StepShape], ModelStep] = {}
 
     def embed(
@@ -128,8 +128,8 @@ class Service:
 
     def _step_of(self, model: Any, shape: StepShape) -> ModelStep:
         """Return the steps of a model. The first step of a model makes its cache."""
-        if self._making is not STOCK_CACHE.making:  # its cache may have another size now
-            self._making = STOCK_CACHE.making
+        if self._generation != STOCK_CACHE.generation:  # its cache may have another size now
+            self._generation = STOCK_CACHE.generation
             self._options = None  # the operator may have changed them
             self._close(list(self._steps))
         step = self._steps.get((id(model), shape))
