@@ -125,7 +125,7 @@ WRONG_ROWS = {
     "text": "rows",
     "object array": np.array([[None] * HIDDEN] * 3),
     "sparse": torch.ones(3, HIDDEN).to_sparse(),
-    "nested": torch.nested.nested_tensor([torch.ones(3, HIDDEN)]),
+    "nested": torch.nested.nested_tensor([torch.ones(3, HIDDEN)], layout=torch.jagged),
     "meta": torch.ones(3, HIDDEN, device="meta"),
 }
 

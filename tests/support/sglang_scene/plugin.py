@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -20,7 +21,8 @@ from sglang.srt.runtime_context import get_context
 import vitcache.adapters.sglang as adapter
 from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.options import VARIABLE
-from vitcache.adapters.sglang.targets import TARGETS, Target
+from vitcache.adapters.sglang.start_up import HOOKED
+from vitcache.adapters.sglang.targets import Target
 
 MiB = 1 << 20
 DEFAULT_BYTES = 4 * MiB
@@ -37,15 +39,21 @@ class Binding(NamedTuple):
 
 @cache
 def bindings() -> list[Binding]:
-    """Apply the hooks once as SGLang does, and find each name that they have changed."""
-    for target in TARGETS:
+    """Apply the hooks once as SGLang does, and find each name that they have changed.
+
+    Other tests of this process may apply hooks, too: each of them finds the registry empty.
+    """
+    for target in HOOKED:
         importlib.import_module(target.module)
+        setattr(owner_of(target), target.name.split(".")[-1], inspect.unwrap(target.find()))
     get_context().override_server_args(tp_size=1).install()
+    HookRegistry.reset()
     adapter.register()
     HookRegistry.apply_hooks()
-    hooked = {id(target.find()) for target in TARGETS}
+    HookRegistry.reset()
+    hooked = {id(target.find()) for target in HOOKED}
     owners = [module for module in list(sys.modules.values()) if module is not None]
-    owners += [owner_of(target) for target in TARGETS if "." in target.name]
+    owners += [owner_of(target) for target in HOOKED if "." in target.name]
     return [
         Binding(owner, name, value.__wrapped__, value)
         for owner in {id(owner): owner for owner in owners}.values()
