@@ -127,7 +127,7 @@ def test_early_cache_is_closed_if_sglang_makes_its_own_cache_again(
 
 def start(monkeypatch: pytest.MonkeyPatch, scene: Scene, made_by: Any) -> Any:
     monkeypatch.setattr(start_up, "check_start_up", lambda: None)
-    monkeypatch.setattr(early_cache, "the_service", lambda: scene.service)
+    monkeypatch.setattr(early_cache, "SERVICE", scene.service)
     return start_up.around_set_up(lambda scheduler: None, made_by)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vitcache.adapters.sglang.model_step import StepShape
-from vitcache.adapters.sglang.service import the_service
+from vitcache.adapters.sglang.service import SERVICE
 
 _ATTENTION = "sglang.srt.layers.dp_attention"
 _ENCODERS = ("get_image_feature", "get_video_feature", "get_audio_feature")
@@ -25,7 +25,7 @@ def make_early(scheduler: Any) -> None:
     shape = expected_shape(scheduler)
     if shape is None:
         return
-    the_service().make_early(shape)
+    SERVICE.make_early(shape)
     if shape.device.type == "cuda":  # the steps run on another stream, which may write to the pages at once
         torch.cuda.synchronize(shape.device)
 

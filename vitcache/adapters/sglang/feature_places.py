@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.adapters.sglang.namespace import CONTEXT
+from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT
+from vitcache.adapters.sglang.targets import MM_SCHEDULE, MM_UTILS
 from vitcache.placement.spans import Span
 
-_SCHEDULE = "sglang.srt.managers.mm_schedule"
-_UTILS = "sglang.srt.managers.mm_utils"
 # In `model_specific_data`. The first is an event behind an encoder's own copy of the feature to host memory.
 _COPIED = "_sglang_cuda_ipc_feature_copy_event"
 _BORROW = "_sglang_borrow_cuda_ipc_feature"
@@ -35,11 +34,11 @@ def wait_until_offloaded(source: Any, feature: Any) -> None:
     """
     if not _is_on_host(feature):
         return
-    schedule = sys.modules.get(_SCHEDULE)
+    schedule = sys.modules.get(MM_SCHEDULE)
     for event in (getattr(schedule, "host_offload_event", None), source.model_specific_data.get(_COPIED)):
         if event is not None:
             event.synchronize()
-    if getattr(sys.modules.get(_UTILS), "_GPU_FEATURE_BUFFER", None) is not None:
+    if getattr(sys.modules.get(MM_UTILS), "_GPU_FEATURE_BUFFER", None) is not None:
         torch.cuda.current_stream().synchronize()
 
 
@@ -64,7 +63,7 @@ def can_be_opened(source: Any) -> bool:
 
     With one tensor parallel rank, the encoder would do so. With several ranks, each feature is for one rank.
     """
-    context = sys.modules.get(CONTEXT)
+    context = sys.modules.get(RUNTIME_CONTEXT)
     return can_be_borrowed(source) and context is not None and context.get_parallel().tp_size == 1
 
 
@@ -79,7 +78,7 @@ def open_feature(source: Any, device: torch.device) -> None:
 
 def encoder_moves(embedder: Any) -> bool:
     """Whether an encoder of SGLang moves features to its device itself, in one copy for a batch."""
-    schedule = sys.modules.get(_SCHEDULE)
+    schedule = sys.modules.get(MM_SCHEDULE)
     return schedule is not None and bool(schedule._can_skip_pre_embed_feature_move(embedder))
 
 

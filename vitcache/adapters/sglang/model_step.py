@@ -82,7 +82,6 @@ class ModelStep:
         cache: EmbeddingCache | None = None,
     ) -> None:
         self.model = _reference(model)
-        self._has_model = model is not None
         self.shape = shape
         self._counts = counts
         self._deepstack: Mapping[Any, bool] = {}
@@ -114,7 +113,7 @@ class ModelStep:
     @property
     def is_orphan(self) -> bool:
         """Whether the model was collected."""
-        return self._has_model and self.model() is None
+        return isinstance(self.model, weakref.ref) and self.model() is None
 
     def embed(
         self, call: StepCall, model: Any, functions: Mapping[Any, Any] | None, inputs_embeds: Tensor

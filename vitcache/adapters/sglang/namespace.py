@@ -9,7 +9,7 @@ import torch
 
 from vitcache.keys.namespace import Namespace
 
-CONTEXT = "sglang.srt.runtime_context"
+RUNTIME_CONTEXT = "sglang.srt.runtime_context"
 # Options of SGLang's server that change the rows of an encoder.
 OPTIONS = (
     *("quantization", "dtype", "load_format", "json_model_override_args", "mm_attention_backend"),
@@ -40,7 +40,7 @@ def namespace_of(model: Any, dtype: torch.dtype) -> Namespace:
 
 def server_arguments() -> Any:
     """Return SGLang's `ServerArgs`, or None if the process has set none."""
-    context = sys.modules.get(CONTEXT)
+    context = sys.modules.get(RUNTIME_CONTEXT)
     try:
         return None if context is None else context.get_server_args()
     except ValueError:

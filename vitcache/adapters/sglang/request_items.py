@@ -9,7 +9,7 @@ from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 from vitcache.adapters.sglang.feature_places import can_be_borrowed, lend
-from vitcache.adapters.sglang.item_factory import ARGUMENTS, ItemFactory
+from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.item_keys import ItemKey
 from vitcache.adapters.sglang.tenant import NO_TENANT, tenant_of
 from vitcache.pipeline.items import Item, Items
@@ -38,7 +38,7 @@ class RequestItems:
         self._sources: Sequence[Any] = ()
         self._offsets: Sequence[Any] = ()
         self._rows: Sequence[Any] = ()
-        self._unkeyed: list[tuple[Any, Item]] = []
+        self._unkeyed: list[tuple[Any, Item, ItemKey]] = []
         self._borrowed: list[tuple[Any, Item]] = []
 
     @classmethod
@@ -103,11 +103,11 @@ class RequestItems:
         """Store the keys that a step has computed with the items of SGLang: sessions pass them on."""
         if not self._unkeyed:
             return
-        for source, item in self._unkeyed:
+        for source, item, key in self._unkeyed:
             if item.digest is not None:
-                key = ItemKey(None, item.encoder_kwargs[ARGUMENTS], digest=item.digest)
-                source.__dict__[NAME] = _KnownKey(source.offsets, self._tenant, key)
-        self._unkeyed = [pair for pair in self._unkeyed if pair[1].digest is None]
+                known = key._replace(digest=item.digest)
+                source.__dict__[NAME] = _KnownKey(source.offsets, self._tenant, known)
+        self._unkeyed = [each for each in self._unkeyed if each[1].digest is None]
 
     def _is_current(self, sources: Sequence[Any]) -> bool:
         return (
@@ -144,7 +144,7 @@ class RequestItems:
         if key is not None and key.key is not None:
             source.__dict__[NAME] = _KnownKey(offsets, self._tenant, key)
         elif key is not None and key.digest is None:
-            self._unkeyed.append((source, item))
+            self._unkeyed.append((source, item, key))
         return item
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from vitcache.adapters.sglang.counts import Counts, SglangStats
 from vitcache.adapters.sglang.model_step import ModelStep, StepCall, StepShape, make_cache
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
-from vitcache.adapters.sglang.windows import token_offsets
+from vitcache.adapters.sglang.token_offsets import token_offsets
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.rows import DTYPES
 
@@ -31,7 +30,7 @@ class Service:
     def __init__(self) -> None:
         self.counts = Counts()
         self._options: Options | None = None
-        self._making = STOCK_CACHE.making
+        self._generation = STOCK_CACHE.generation
         self._steps: dict[tuple[int, StepShape], ModelStep] = {}
         self._early: tuple[StepShape, EmbeddingCache] | None = None  # until the first step
 
@@ -62,12 +61,26 @@ class Service:
         *,
         batch: Any,
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """Build the result of SGLang's `embed_mm_inputs`, or return None: SGLang's own function must run.
+        """Build the result of SGLang's `embed_mm_inputs`, whose arguments these are, and `batch`.
 
         Parameters
         ----------
+        requests, starts, lengths
+            As in `StepCall`.
+        input_ids
+            The ids of the batch ``(tokens,)``, int64.
+        input_embedding
+            SGLang's embedding of text tokens, a module.
+        model, functions
+            As in `EncoderCalls.use`.
         batch
             The `ForwardBatch` of the running `prepare_mm_inputs`, or None.
+
+        Returns
+        -------
+        tuple or None
+            `inputs_embeds` ``(tokens, hidden)``, and the result of `ModelStep.embed`. None: SGLang's own
+            function must run.
 
         Notes
         -----
@@ -130,8 +143,8 @@ class Service:
 
     def _step_of(self, model: Any, shape: StepShape) -> ModelStep:
         """Return the steps of a model. The first step of a model makes its cache."""
-        if self._making is not STOCK_CACHE.making:  # its cache may have another size now
-            self._making = STOCK_CACHE.making
+        if self._generation != STOCK_CACHE.generation:  # its cache may have another size now
+            self._generation = STOCK_CACHE.generation
             self._options = None  # the operator may have changed them
             self._close(list(self._steps))
             if self._early is not None:
@@ -178,13 +191,7 @@ def _has_pruned_video(model: Any, requests: Sequence[Any]) -> bool:
     return any(item.modality.name == "VIDEO" for item in items)
 
 
-@cache
-def the_service() -> Service:
-    """Return the service of this process."""
-    return Service()
-
-
-the_service()  # by the import, so that two threads do not make two
+SERVICE = Service()
 
 
 def stats() -> SglangStats:
@@ -198,4 +205,4 @@ def stats() -> SglangStats:
     >>> stats().steps
     0
     """
-    return the_service().stats()
+    return SERVICE.stats()

@@ -93,7 +93,7 @@ def check_version() -> None:
         variable.
     """
     try:
-        found = version("sglang")
+        found = version("sglang").partition("+")[0]  # without the local part, as of 0.5.23+cpu
     except PackageNotFoundError:
         found = "of an unknown version"
     if found in TESTED_VERSIONS:
