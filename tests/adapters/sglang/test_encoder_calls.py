@@ -17,7 +17,7 @@ from torch import Tensor
 from vitcache.adapters.sglang import model_step
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo
-from vitcache.adapters.sglang.namespace import CONTEXT
+from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
 
@@ -219,10 +219,10 @@ def test_ranks_that_share_the_items_of_a_call_get_a_limit_each(
     monkeypatch: pytest.MonkeyPatch, is_shared: bool, options: dict[str, int], wanted: list[int]
 ) -> None:
     """With --mm-enable-dp-encoder: a call for one rank's limit would leave the other ranks idle."""
-    context: Any = ModuleType(CONTEXT)
+    context: Any = ModuleType(RUNTIME_CONTEXT)
     context.get_server_args = lambda: SimpleNamespace(mm_enable_dp_encoder=is_shared)
     context.get_parallel = lambda: SimpleNamespace(attn_tp_size=3, tp_size=6)
-    monkeypatch.setitem(sys.modules, CONTEXT, context)
+    monkeypatch.setitem(sys.modules, RUNTIME_CONTEXT, context)
     monkeypatch.setattr(model_step, "MAX_ROWS_PER_ENCODE", 8)
     scene = Scene(monkeypatch, **options)
     scene.step(Window(Inputs([image(seed, (4 * seed, 4 * seed + 3)) for seed in range(7)]), 0, 28))
