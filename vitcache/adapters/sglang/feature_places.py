@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT
-from vitcache.adapters.sglang.targets import MM_SCHEDULE
+from vitcache.adapters.sglang.stock_cache import MM_SCHEDULE
 from vitcache.placement.spans import Span
 
 # In `model_specific_data`. The first is an event behind an encoder's own copy of the feature to host memory.

@@ -11,9 +11,8 @@ from typing import Any
 
 from vitcache._version import __version__
 from vitcache.adapters.disabling import is_disabled
-from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
+from vitcache.adapters.sglang.stock_cache import MM_SCHEDULE, STOCK_CACHE
 from vitcache.adapters.sglang.targets import (
-    MM_SCHEDULE,
     SCHEDULER,
     TARGETS,
     Target,

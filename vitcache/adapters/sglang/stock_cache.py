@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vitcache.adapters.disabling import is_disabled
-from vitcache.adapters.sglang.targets import MM_SCHEDULE
+
+MM_SCHEDULE = "sglang.srt.managers.mm_schedule"
 
 
 class StockCache:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, NoReturn
 from vitcache.adapters.sglang import hooks
 
 MM_UTILS = "sglang.srt.managers.mm_utils"
-MM_SCHEDULE = "sglang.srt.managers.mm_schedule"
 SCHEDULE_BATCH = "sglang.srt.managers.schedule_batch"
 SCHEDULER = "sglang.srt.managers.scheduler"
 WEIGHT_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
