@@ -73,6 +73,24 @@ def test_feature_without_copies_does_not_wait(schedule: Any, monkeypatch: pytest
     assert not encoder_moves("moves")
 
 
+@pytest.mark.parametrize("is_on_host", [True, False])
+def test_feature_of_sglangs_buffer_is_read_behind_its_copy(
+    schedule: Any, monkeypatch: pytest.MonkeyPatch, is_on_host: bool
+) -> None:
+    """With SGLANG_MM_BUFFER_SIZE_MB, SGLang copies features to the host and records no event."""
+    stream = Event()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    utils: Any = ModuleType("sglang.srt.managers.mm_utils")
+    monkeypatch.setitem(sys.modules, utils.__name__, utils)
+    utils._GPU_FEATURE_BUFFER = None
+    read = torch.zeros(2) if is_on_host else torch.zeros(2, device="meta")
+    wait_until_offloaded(DataItem(), read)
+    assert stream.num_waits == 0
+    utils._GPU_FEATURE_BUFFER = torch.zeros(8)
+    wait_until_offloaded(DataItem(), read)
+    assert stream.num_waits == int(is_on_host)
+
+
 def test_encoder_that_moves_features_is_known_by_sglang(schedule: Any) -> None:
     assert encoder_moves("moves")
     assert not encoder_moves(None)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT
-from vitcache.adapters.sglang.stock_cache import MM_SCHEDULE
+from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE, MM_UTILS, RUNTIME_CONTEXT
 from vitcache.placement.spans import Span
 
 # In `model_specific_data`. The first is an event behind an encoder's own copy of the feature to host memory.
@@ -21,7 +20,9 @@ _BORROW = "_sglang_borrow_cuda_ipc_feature"
 def wait_until_offloaded(source: Any, feature: Any) -> None:
     """Block the host until the copies of a feature to host memory are complete.
 
-    SGLang copies the features of a chunk back without waiting. They can be read after its event.
+    SGLang copies the features of a chunk back without waiting. They can be read after its event. With
+    SGLANG_MM_BUFFER_SIZE_MB, it copies each feature back when a request arrives, and records no event: the
+    host waits for the current stream, which is ordered behind the copy.
 
     Parameters
     ----------
@@ -36,6 +37,8 @@ def wait_until_offloaded(source: Any, feature: Any) -> None:
     for event in (getattr(schedule, "host_offload_event", None), source.model_specific_data.get(_COPIED)):
         if event is not None:
             event.synchronize()
+    if getattr(sys.modules.get(MM_UTILS), "_GPU_FEATURE_BUFFER", None) is not None:
+        torch.cuda.current_stream().synchronize()
 
 
 def can_be_borrowed(source: Any) -> bool:

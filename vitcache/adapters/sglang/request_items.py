@@ -86,15 +86,17 @@ class RequestItems:
                 for source, is_elsewhere in zip(sources, elsewhere, strict=True)
             ]
         )
-        # Copies of rows live for one step, as those of SGLang.
-        self._items = None if any(elsewhere) else items
+        # Precomputed rows, and copies of them, live for one step: SGLang moves them to host memory after it,
+        # and would not free their memory on the device while this object refers to them.
+        self._items = None if any(item.rows is not None for item in items) else items
         self._factory = factory
         self._sources = list(sources)
         pairs = zip(sources, items, strict=True)
         self._borrowed = [(source, item) for source, item in pairs if item.spans and can_be_borrowed(source)]
         for source, item in self._borrowed:
             lend(source, item.spans, start, stop)
-        self._offsets, self._rows = list(map(_OFFSETS, sources)), list(map(_ROWS, sources))
+        self._offsets = list(map(_OFFSETS, sources))
+        self._rows = list(map(_ROWS, sources)) if self._items is not None else ()
         return items
 
     def store_keys(self) -> None:
@@ -134,7 +136,9 @@ class RequestItems:
         if window is not None and not any(_overlaps(span, window) for span in spans):
             return Item(None, None)
         known: _KnownKey | None = source.__dict__.get(NAME)
-        if known is not None and (known.offsets is not offsets or known.tenant != self._tenant):
+        # A random key stays: on another rank the same item may still be unhashable, and ranks must agree.
+        is_fixed = known is not None and not known.key.is_shared
+        if known is not None and not is_fixed and not known.is_of(offsets, self._tenant):
             known = None
         item, key = factory.make(source, spans, self._tenant, None if known is None else known.key)
         if key is not None and key.key is not None:
@@ -154,6 +158,10 @@ class _KnownKey(NamedTuple):
     offsets: Any
     tenant: tuple[str, str]
     key: ItemKey
+
+    def is_of(self, offsets: Any, tenant: tuple[str, str]) -> bool:
+        """Whether the key was computed from these objects."""
+        return self.offsets is offsets and self.tenant == tenant
 
 
 def occupy(spans: Sequence[Span], occupied: list[tuple[int, int]]) -> None:

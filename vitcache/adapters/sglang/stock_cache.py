@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitcache.adapters.disabling import is_disabled
-
-MM_SCHEDULE = "sglang.srt.managers.mm_schedule"
+from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE
 
 
 class StockCache:
