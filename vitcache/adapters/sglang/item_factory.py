@@ -19,12 +19,10 @@ from vitcache.adapters.sglang.feature_places import (
     wait_until_offloaded,
 )
 from vitcache.adapters.sglang.item_keys import ItemKey, item_key
-from vitcache.keys.content import KEY_BYTES, content_key
+from vitcache.keys.content import KEY_BYTES
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
 from vitcache.rows import DTYPES
-
-SMALL_BYTES = 1 << 16  # a feature on the host is hashed in less time than it takes to hand it to a thread
 
 
 class Feature:
@@ -150,8 +148,6 @@ class ItemFactory:
             key = item_key(source, num_rows, tenant, self.trust_engine_hash, can_be_opened(source))
             if not key.is_shared:
                 self.counts.add_unshared(source)
-            elif key.key is None and _is_small(source.feature):
-                key = ItemKey(content_key(Feature(source)(), extra=key.arguments), {})
         embedder = self.embedder(source.modality)
         # SGLang moves tensors, and leaves other objects and the features of some encoders to the encoder.
         is_moved = isinstance(source.feature, Tensor) and not encoder_moves(embedder)
@@ -167,9 +163,3 @@ class ItemFactory:
         )
         item.digest = key.digest
         return item, key
-
-
-def _is_small(feature: Any) -> bool:
-    """Whether a feature is an array on the host of at most `SMALL_BYTES`."""
-    is_on_host = isinstance(feature, np.ndarray) or (isinstance(feature, Tensor) and feature.is_cpu)
-    return is_on_host and feature.nbytes <= SMALL_BYTES
