@@ -13,7 +13,7 @@ from sglang_fakes.model import HIDDEN, Model
 from sglang_fakes.requests import Inputs, image
 from sglang_fakes.scene import Scene, Window
 
-from vitcache.adapters.sglang import early_cache, model_step, service, start_up
+from vitcache.adapters.sglang import model_step, service, start_up
 from vitcache.adapters.sglang.early_cache import expected_shape
 from vitcache.adapters.sglang.model_step import StepShape
 
@@ -127,7 +127,7 @@ def test_early_cache_is_closed_if_sglang_makes_its_own_cache_again(
 
 def start(monkeypatch: pytest.MonkeyPatch, scene: Scene, made_by: Any) -> Any:
     monkeypatch.setattr(start_up, "check_start_up", lambda: None)
-    monkeypatch.setattr(early_cache, "SERVICE", scene.service)
+    monkeypatch.setattr(service, "SERVICE", scene.service)
     return start_up.around_set_up(lambda scheduler: None, made_by)
 
 

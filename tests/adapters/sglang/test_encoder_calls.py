@@ -17,7 +17,7 @@ from torch import Tensor
 from vitcache.adapters.sglang import model_step
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo
-from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT
+from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
 

@@ -207,29 +207,17 @@ def encode_twice(scene: Scene, item: Any) -> list[Any]:
     return items
 
 
-def test_feature_of_another_process_is_opened_and_hashed_by_one_rank(
-    monkeypatch: pytest.MonkeyPatch, num_ranks: Any
+@pytest.mark.parametrize(("ranks", "opened"), [(1, 1), (2, 0)])
+def test_feature_of_another_process_is_opened_and_hashed_by_one_rank_alone(
+    monkeypatch: pytest.MonkeyPatch, num_ranks: Any, ranks: int, opened: int
 ) -> None:
-    num_ranks(1)
+    """With several ranks, each feature is for the rank that encodes it."""
+    num_ranks(ranks)
     model = Opening()
     scene = Scene(monkeypatch, model)
     items = encode_twice(scene, Opened)
-    assert model.num_encoded == 1
-    assert [item.model_specific_data["_sglang_opened"] for item in items] == [1, 1]
-    assert scene.service.stats().unshared == 0
-
-
-def test_feature_of_another_process_is_not_opened_by_several_ranks(
-    monkeypatch: pytest.MonkeyPatch, num_ranks: Any
-) -> None:
-    """Each feature is for the rank that encodes it."""
-    num_ranks(2)
-    model = Opening()
-    scene = Scene(monkeypatch, model)
-    items = encode_twice(scene, Opened)
-    assert model.num_encoded == 2
-    assert all("_sglang_opened" not in item.model_specific_data for item in items)
-    assert scene.service.stats().unshared == 2
+    assert [item.model_specific_data.get("_sglang_opened", 0) for item in items] == [opened] * 2
+    assert (model.num_encoded, scene.service.stats().unshared) == ((1, 0) if opened else (2, 2))
 
 
 def test_feature_of_a_named_item_is_left_to_the_encoder(

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from vitcache.adapters.sglang import service
+from vitcache.adapters.sglang.engine_modules import DP_ATTENTION
 from vitcache.adapters.sglang.model_step import StepShape
-from vitcache.adapters.sglang.service import SERVICE
 
-_ATTENTION = "sglang.srt.layers.dp_attention"
 _ENCODERS = ("get_image_feature", "get_video_feature", "get_audio_feature")
 
 
@@ -25,7 +25,7 @@ def make_early(scheduler: Any) -> None:
     shape = expected_shape(scheduler)
     if shape is None:
         return
-    SERVICE.make_early(shape)
+    service.SERVICE.make_early(shape)
     if shape.device.type == "cuda":  # the steps run on another stream, which may write to the pages at once
         torch.cuda.synchronize(shape.device)
 
@@ -57,5 +57,5 @@ def expected_shape(scheduler: Any) -> StepShape | None:
 
 def _runs_encoders() -> bool:
     """Whether encoders run in this process: not in an instance that decodes or that has an encoder server."""
-    runs_here = getattr(sys.modules.get(_ATTENTION), "multimodal_encoder_runs_here", None)
+    runs_here = getattr(sys.modules.get(DP_ATTENTION), "multimodal_encoder_runs_here", None)
     return runs_here is None or bool(runs_here())

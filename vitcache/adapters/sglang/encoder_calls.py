@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT, server_arguments
+from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT, server_arguments
 from vitcache.pipeline.items import Item
 
 Embedder = Callable[[list[Any]], Any]

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT
-from vitcache.adapters.sglang.targets import MM_SCHEDULE, MM_UTILS
+from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE, MM_UTILS, RUNTIME_CONTEXT
 from vitcache.placement.spans import Span
 
 # In `model_specific_data`. The first is an event behind an encoder's own copy of the feature to host memory.

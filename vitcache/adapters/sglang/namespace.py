@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 
+from vitcache.adapters.sglang.engine_modules import server_arguments
 from vitcache.keys.namespace import Namespace
 
-RUNTIME_CONTEXT = "sglang.srt.runtime_context"
 # Options of SGLang's server that change the rows of an encoder.
 OPTIONS = (
     *("quantization", "dtype", "load_format", "json_model_override_args", "mm_attention_backend"),
@@ -36,12 +35,3 @@ def namespace_of(model: Any, dtype: torch.dtype) -> Namespace:
         processor=str([f"{kind.__module__}.{kind.__qualname__}", *sorted(options.items())]),
         dtype=str(dtype),
     )
-
-
-def server_arguments() -> Any:
-    """Return SGLang's `ServerArgs`, or None if the process has set none."""
-    context = sys.modules.get(RUNTIME_CONTEXT)
-    try:
-        return None if context is None else context.get_server_args()
-    except ValueError:
-        return None

@@ -11,10 +11,9 @@ from typing import Any
 
 from vitcache._version import __version__
 from vitcache.adapters.disabling import is_disabled
+from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE, SCHEDULER
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
 from vitcache.adapters.sglang.targets import (
-    MM_SCHEDULE,
-    SCHEDULER,
     TARGETS,
     Target,
     check_target,

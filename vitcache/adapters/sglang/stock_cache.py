@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitcache.adapters.disabling import is_disabled
-from vitcache.adapters.sglang.targets import MM_SCHEDULE
+from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE
 
 
 class StockCache:

@@ -8,12 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from vitcache.adapters.sglang import hooks
+from vitcache.adapters.sglang.engine_modules import MM_UTILS, SCHEDULE_BATCH, SCHEDULER, WEIGHT_UPDATER
 
-MM_UTILS = "sglang.srt.managers.mm_utils"
-MM_SCHEDULE = "sglang.srt.managers.mm_schedule"
-SCHEDULE_BATCH = "sglang.srt.managers.schedule_batch"
-SCHEDULER = "sglang.srt.managers.scheduler"
-WEIGHT_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
 UPDATER = "SchedulerWeightUpdaterManager"
 
 
