@@ -152,7 +152,7 @@ class ItemFactory:
             if not key.is_shared:
                 self.counts.add_unshared(source)
             elif key.key is None and _is_small(source.feature):
-                key = ItemKey(content_key(Feature(source)(), extra=key.arguments), {})
+                key = ItemKey(content_key(Feature(source, None)(), extra=key.arguments), {})
         embedder = self.embedder(source.modality)
         # SGLang moves tensors, and leaves other objects and the features of some encoders to the encoder.
         is_moved = isinstance(source.feature, Tensor) and not encoder_moves(embedder)
