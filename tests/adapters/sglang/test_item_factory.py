@@ -55,19 +55,6 @@ def test_feature_is_that_which_the_source_has_now() -> None:
     assert made.feature() is None
 
 
-@pytest.mark.parametrize("kind", [torch.zeros, np.zeros])
-def test_small_feature_on_the_host_is_hashed_when_its_item_is_made(kind: Any) -> None:
-    elements = item_factory.SMALL_BYTES // torch.float64.itemsize
-    dtype = torch.float64 if kind is torch.zeros else np.float64
-    first, equal, larger = (
-        make(DataItem(feature=kind(size, dtype=dtype), offsets=[(2, 4)]))
-        for size in (elements, elements, elements + 1)
-    )
-    assert first.key is not None
-    assert first.key == equal.key
-    assert (larger.key, sorted(larger.encoder_kwargs)) == (None, [item_factory.ARGUMENTS])
-
-
 @pytest.mark.parametrize(
     ("value", "is_moved"),
     [
@@ -138,7 +125,7 @@ WRONG_ROWS = {
     "text": "rows",
     "object array": np.array([[None] * HIDDEN] * 3),
     "sparse": torch.ones(3, HIDDEN).to_sparse(),
-    "nested": torch.nested.nested_tensor([torch.ones(3, HIDDEN)]),
+    "nested": torch.nested.nested_tensor([torch.ones(3, HIDDEN)], layout=torch.jagged),
     "meta": torch.ones(3, HIDDEN, device="meta"),
 }
 

@@ -97,6 +97,25 @@ def test_equal_bytes_of_another_shape_are_two_items() -> None:
     assert ours.encodes == [2]
 
 
+def test_equal_pixels_with_another_grid_are_two_items() -> None:
+    class GridTower(Tower):
+        """Its rows depend on the grid, as those of a tower with positions do."""
+
+        @staticmethod
+        def feature(item: Any) -> torch.Tensor:
+            return item.feature * float(item.grid[1])
+
+    def steps() -> Steps:
+        grids = (torch.tensor([1, 2, 2]), torch.tensor([1, 4, 1]))
+        for grid in (*grids, *grids):
+            yield [Prompt(8, [make_item(0, (2, 5), grid=grid)]).window()]
+
+    theirs, ours = (play(side, steps, GridTower()) for side in (stock(), plugged()))
+    assert theirs.wrong_tokens == [[], [2, 3, 4, 5]] * 2
+    assert ours.is_right
+    assert ours.encodes == [1, 2, 2, 2]
+
+
 def test_equal_bytes_of_another_dtype_are_two_items() -> None:
     def steps() -> Steps:
         first, second = make_item(0, (2, 5)), make_item(0, (8, 11))

@@ -16,45 +16,50 @@ import vitcache
 
 ROOT = Path(__file__).parents[3]
 GROUP = "sglang.srt.plugins"
-HEAVY = {"torch", "numpy", "vitcache._native", "vitcache.cache", "vitcache.pipeline", "vitcache.keys"}
+# The parts of vitcache that the plug-in imports before the first image.
+LIGHT = {"_version", "adapters", "device", "lazy"}
 
 # Each program prints a line of JSON.
+PREFIX = """
+import json, sys
+def say(**found): print("FOUND" + json.dumps(found))
+def added(): return sorted(set(sys.modules) - before)
+before = set(sys.modules)
+"""
 PROGRAMS = {
-    # Only the plug-in: no module of SGLang is loaded, none is imported.
+    # Only the plug-in: no module of SGLang is loaded, and none is imported.
     "alone": """
 from vitcache.adapters.sglang.plugin import register
 register()
-say(modules=sorted(sys.modules))
+say(modules=added())
 """,
-    # As `run_detokenizer_process` does.
-    "detokenizer": """
-from sglang.srt.managers.detokenizer_manager import load_plugins
-before = set(sys.modules)
+    # The modules of SGLang are imported after the plug-ins were loaded, and then before.
+    "engine": """
+from sglang.srt.plugins import HookRegistry, load_plugins
+before |= set(sys.modules)
 load_plugins()
-say(modules=sorted(set(sys.modules) - before))
-""",
-    # A scheduler that imports the modules after the plug-ins were loaded.
-    "scheduler": """
-from sglang.srt.plugins import load_plugins
-before = set(sys.modules)
-load_plugins()
-modules = sorted(set(sys.modules) - before)
-from vitcache.adapters.sglang.targets import TARGETS
-loaded = [target.module for target in TARGETS if target.module in sys.modules]
-from sglang.srt.managers import mm_utils, scheduler
+first = added()
+
+from sglang.srt.managers import detokenizer_manager, mm_utils
+detokenizer = [name for name in added() if name.startswith("vitcache")]
+late = hasattr(mm_utils.embed_mm_inputs, "__wrapped__")
+
+from sglang.srt.managers import scheduler
 from sglang.srt.managers.scheduler_components import weight_updater
+from vitcache.adapters.sglang.plugin import register
+HookRegistry.reset()
+before |= set(sys.modules)
+register()
+HookRegistry.apply_hooks()
+again = added()
 try:
     scheduler.Scheduler()
 except TypeError as error:
     reached = str(error)
-wrapped = hasattr(mm_utils.embed_mm_inputs, "__wrapped__")
-say(modules=modules, loaded=loaded, reached=reached, wrapped=wrapped, later=sorted(sys.modules))
+embeds = "vitcache.adapters.sglang.service" in sys.modules
+say(first=first, detokenizer=detokenizer, late=late, again=again, reached=reached, embeds=embeds)
 """,
 }
-PREFIX = """
-import json, sys
-def say(**found): print("FOUND" + json.dumps(found))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -89,30 +94,37 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def heavy(modules: list[str]) -> list[str]:
-    return sorted(HEAVY & set(modules))
+    """The modules of other packages than Python's, and those of vitcache that are not light."""
+    return [
+        name
+        for name in modules
+        if name.split(".")[0] in ("torch", "numpy", "sglang")
+        or (name.startswith("vitcache.") and name.split(".")[1] not in LIGHT)
+    ]
 
 
 def test_plugin_alone_imports_neither_torch_nor_sglang_nor_the_cache(found: dict[str, Any]) -> None:
     modules = found["alone"]["modules"]
     assert "vitcache.adapters.sglang.plugin" in modules
     assert not heavy(modules)
-    assert not [name for name in modules if name.startswith("sglang")]
 
 
-def test_detokenizer_imports_only_light_modules_for_the_plugin(found: dict[str, Any]) -> None:
-    modules = found["detokenizer"]["modules"]
-    assert "vitcache.adapters.sglang.plugin" in modules
-    assert not heavy(modules)
-    assert not [name for name in modules if name.startswith("sglang")]
+def test_loading_the_plugin_imports_no_module_of_sglang(found: dict[str, Any]) -> None:
+    assert "vitcache.adapters.sglang.plugin" in found["engine"]["first"]
+    assert not heavy(found["engine"]["first"])
 
 
-def test_loading_plugins_first_imports_no_module_of_a_target(found: dict[str, Any]) -> None:
-    assert not heavy(found["scheduler"]["modules"])
-    assert found["scheduler"]["loaded"] == []
+def test_process_of_the_detokenizer_has_only_light_modules_of_vitcache(found: dict[str, Any]) -> None:
+    assert "vitcache.adapters.sglang.hooks" in found["engine"]["detokenizer"]
+    assert not heavy(found["engine"]["detokenizer"])
+
+
+def test_hooking_modules_that_are_loaded_imports_nothing(found: dict[str, Any]) -> None:
+    assert found["engine"]["again"] == []
 
 
 def test_modules_that_are_imported_later_get_their_hooks(found: dict[str, Any]) -> None:
-    assert found["scheduler"]["wrapped"]
+    assert found["engine"]["late"]
     # The checks let SGLang's own `__init__` run.
-    assert "server_args" in found["scheduler"]["reached"]
-    assert "vitcache.adapters.sglang.service" not in found["scheduler"]["later"]
+    assert "server_args" in found["engine"]["reached"]
+    assert not found["engine"]["embeds"]

@@ -30,7 +30,7 @@ def use_pool(config: pytest.Config, pool: Pool) -> None:
 
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Start the engines of all selected tests before the first test."""
-    if not session.config.option.collectonly:
+    if not (session.config.option.collectonly or session.testsfailed):
         markers = [marker for item in session.items for marker in item.iter_markers("engines")]
         session.config.stash[POOL].start(name for marker in markers for name in marker.args)
 

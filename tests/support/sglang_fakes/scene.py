@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -109,16 +109,22 @@ class Scene:
                 source = known.get(id(item), item.precomputed_embeddings)
                 if source is None and not any(item is each for each in failed):
                     source = rows_of(item.modality, item.feature, self.model.width(item.modality))
-                tokens = [token for start, last in item.offsets for token in range(start, last + 1)]
-                for number, token in enumerate(tokens):
-                    if not window.start <= token < window.start + window.length:
-                        continue
+                for number, token in tokens_in(window, item):
                     place = first + token - window.start
                     row = torch.zeros(HIDDEN) if any(item is each for each in failed) else source[number]
                     rows[place] = row[:HIDDEN]
                     levels[place, : len(row) - HIDDEN] = row[HIDDEN:]
             first += window.length
         return rows, levels
+
+
+def tokens_in(window: Window, item: DataItem) -> Iterator[tuple[int, int]]:
+    """The tokens of an item that are in a window, each with the number of its row."""
+    number = 0
+    for start, last in item.offsets or ():
+        for token in range(max(start, window.start), min(last + 1, window.start + window.length)):
+            yield number + token - start, token
+        number += last + 1 - start
 
 
 def token_ids(windows: tuple[Window, ...], padding: int = 0) -> Tensor:
@@ -128,8 +134,7 @@ def token_ids(windows: tuple[Window, ...], padding: int = 0) -> Tensor:
     first = 0
     for window in windows:
         for item in [] if window.inputs is None else window.inputs.mm_items:
-            for start, last in (item.offsets or ()) if item is not None else ():
-                for token in range(max(start, window.start), min(last + 1, window.start + window.length)):
-                    ids[first + token - window.start] = 10**12 + token
+            for _, token in () if item is None else tokens_in(window, item):
+                ids[first + token - window.start] = 10**12 + token
         first += window.length
     return ids

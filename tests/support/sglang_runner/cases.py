@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from engine_runner.pool import SUPPORT
 
@@ -20,8 +18,7 @@ REMOVED = ("SGLANG_", "VITCACHE_", "TRITON_", "HF_", "CUDA_")
 class Case:
     """One engine: its plug-ins and requests.
 
-    `steps` are functions of `child`, called in order. `options` are those of vitcache, and `environment`
-    adds variables.
+    `steps` are functions of `child`, called in order. `environment` adds variables.
     """
 
     name: str
@@ -29,13 +26,11 @@ class Case:
     steps: tuple[str, ...] = ("chat",)
     model: str = "qwen3"
     limit_s: float = 150
-    options: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict, hash=False)
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the process, beside those of every engine."""
-        given = {} if self.options is None else {"VITCACHE_SGLANG_OPTIONS": json.dumps(self.options)}
-        return {"SGLANG_PLUGINS": ",".join(self.plug_ins), **given, **self.environment}
+        return {"SGLANG_PLUGINS": ",".join(self.plug_ins), **self.environment}
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -59,8 +54,6 @@ CASES = {
         Case("stock", ("probe",), (*STEPS, "reload")),
         Case("vitcache", steps=(*STEPS, "seen", "reload")),
         Case("disabled", environment={"VITCACHE_DISABLE": "1"}),
-        Case("unknown-option", options={"devise_bytes": 1 << 20}),
         Case("renamed-function", ("vitcache", "rename")),
-        Case("another-version", ("vitcache", "another_version")),
     )
 }

@@ -8,10 +8,7 @@ PLUG_INS = "plug_ins"  # in the folder of the engines
 FILES = {
     "METADATA": "Metadata-Version: 2.1\nName: sglang-runner\nVersion: 1\n",
     "entry_points.txt": (
-        "[sglang.srt.plugins]\n"
-        "probe = sglang_runner.probe:probe\n"
-        "rename = sglang_runner.probe:rename\n"
-        "another_version = sglang_runner.probe:another_version\n"
+        "[sglang.srt.plugins]\nprobe = sglang_runner.probe:probe\nrename = sglang_runner.probe:rename\n"
     ),
 }
 

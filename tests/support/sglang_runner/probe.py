@@ -55,11 +55,3 @@ def rename() -> None:
     module = sys.modules.get(MM_UTILS)
     if module is not None:
         module.embed_inputs = module.__dict__.pop("embed_mm_inputs")
-
-
-def another_version() -> None:
-    """Let vitcache be tested with another version of SGLang than the installed one."""
-    if SCHEDULER in sys.modules:
-        from vitcache.adapters.sglang import start_up
-
-        start_up.TESTED_VERSIONS = ("0.0.1",)

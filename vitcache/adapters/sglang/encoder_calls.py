@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
+from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT, server_arguments
 from vitcache.pipeline.items import Item
 
 Embedder = Callable[[list[Any]], Any]
+
+
+def num_encoder_ranks() -> int:
+    """Return the number of ranks that share the items of a call (`--mm-enable-dp-encoder`), or 1."""
+    context = sys.modules.get(RUNTIME_CONTEXT)
+    if context is None or not getattr(server_arguments(), "mm_enable_dp_encoder", False):
+        return 1
+    return int(context.get_parallel().attn_tp_size)
 
 
 class PrunedVideo(Exception):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-_SCHEDULE = "sglang.srt.managers.mm_schedule"
+from vitcache.adapters.sglang.namespace import RUNTIME_CONTEXT
+from vitcache.adapters.sglang.targets import MM_SCHEDULE, MM_UTILS
+from vitcache.placement.spans import Span
+
 # In `model_specific_data`. The first is an event behind an encoder's own copy of the feature to host memory.
 _COPIED = "_sglang_cuda_ipc_feature_copy_event"
 _BORROW = "_sglang_borrow_cuda_ipc_feature"
@@ -16,7 +21,9 @@ _BORROW = "_sglang_borrow_cuda_ipc_feature"
 def wait_until_offloaded(source: Any, feature: Any) -> None:
     """Block the host until the copies of a feature to host memory are complete.
 
-    SGLang copies the features of a chunk back without waiting. They can be read after its event.
+    SGLang copies the features of a chunk back without waiting. They can be read after its event. With
+    SGLANG_MM_BUFFER_SIZE_MB, it copies each feature back when a request arrives, and records no event: the
+    host waits for the current stream, which is ordered behind the copy.
 
     Parameters
     ----------
@@ -27,10 +34,12 @@ def wait_until_offloaded(source: Any, feature: Any) -> None:
     """
     if not _is_on_host(feature):
         return
-    schedule = sys.modules.get(_SCHEDULE)
+    schedule = sys.modules.get(MM_SCHEDULE)
     for event in (getattr(schedule, "host_offload_event", None), source.model_specific_data.get(_COPIED)):
         if event is not None:
             event.synchronize()
+    if getattr(sys.modules.get(MM_UTILS), "_GPU_FEATURE_BUFFER", None) is not None:
+        torch.cuda.current_stream().synchronize()
 
 
 def can_be_borrowed(source: Any) -> bool:
@@ -39,19 +48,37 @@ def can_be_borrowed(source: Any) -> bool:
     return is_deferred is not None and bool(is_deferred())
 
 
-def lend(source: Any, start: int, stop: int) -> None:
+def lend(source: Any, spans: Sequence[Span], start: int, stop: int) -> None:
     """Let the encoder read a feature in the memory of another process, without a copy of its own.
 
     As SGLang does it for items whose tokens are all in the step ``[start, stop)``: no later step needs the
     feature.
     """
-    if source.offsets[0][0] >= start and source.offsets[-1][1] < stop and can_be_borrowed(source):
+    if spans[0].start >= start and spans[-1].stop <= stop and can_be_borrowed(source):
         source.model_specific_data[_BORROW] = True
+
+
+def can_be_opened(source: Any) -> bool:
+    """Whether this rank may copy a feature out of the memory of another process, so that it can be hashed.
+
+    With one tensor parallel rank, the encoder would do so. With several ranks, each feature is for one rank.
+    """
+    context = sys.modules.get(RUNTIME_CONTEXT)
+    return can_be_borrowed(source) and context is not None and context.get_parallel().tp_size == 1
+
+
+def open_feature(source: Any, device: torch.device) -> None:
+    """Replace a feature in the memory of another process by a copy on a device, as its encoder would.
+
+    The copy is queued on the current stream.
+    """
+    if can_be_borrowed(source):
+        source.reconstruct(device.index)
 
 
 def encoder_moves(embedder: Any) -> bool:
     """Whether an encoder of SGLang moves features to its device itself, in one copy for a batch."""
-    schedule = sys.modules.get(_SCHEDULE)
+    schedule = sys.modules.get(MM_SCHEDULE)
     return schedule is not None and bool(schedule._can_skip_pre_embed_feature_move(embedder))
 
 

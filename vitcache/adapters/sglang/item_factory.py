@@ -12,29 +12,42 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.feature_places import encoder_moves, wait_until_offloaded
+from vitcache.adapters.sglang.feature_places import (
+    can_be_opened,
+    encoder_moves,
+    open_feature,
+    wait_until_offloaded,
+)
 from vitcache.adapters.sglang.item_keys import ItemKey, item_key
-from vitcache.keys.content import KEY_BYTES, content_key
+from vitcache.keys.content import KEY_BYTES
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
 from vitcache.rows import DTYPES
-
-SMALL_BYTES = 1 << 16  # a feature on the host is hashed in less time than it takes to hand it to a thread
-ARGUMENTS = "sglang"  # the argument of `Item` with the arguments of a key, which are hashed with the feature
 
 
 class Feature:
     """A callable that returns the feature that an item of SGLang has now.
 
     SGLang replaces features: it moves them, copies them back, and releases them at the end of a request.
+
+    Parameters
+    ----------
+    source
+        The `MultimodalDataItem` of SGLang.
+    opened_on
+        The device on which a feature in the memory of another process is opened, so that it can be hashed;
+        None: it is returned as it is.
     """
 
-    __slots__ = ("_source",)
+    __slots__ = ("_opened_on", "_source")
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, opened_on: torch.device | None) -> None:
         self._source = source
+        self._opened_on = opened_on
 
     def __call__(self) -> Any:
+        if self._opened_on is not None:
+            open_feature(self._source, self._opened_on)
         feature = self._source.feature
         wait_until_offloaded(self._source, feature)
         return feature
@@ -132,29 +145,21 @@ class ItemFactory:
         key = known
         if key is None:
             num_rows = sum(span.length for span in spans)
-            key = item_key(source, num_rows, tenant, self.trust_engine_hash)
+            key = item_key(source, num_rows, tenant, self.trust_engine_hash, can_be_opened(source))
             if not key.is_shared:
                 self.counts.add_unshared(source)
-            elif key.key is None and _is_small(source.feature):
-                key = ItemKey(content_key(Feature(source)(), extra=key.arguments), {})
         embedder = self.embedder(source.modality)
         # SGLang moves tensors, and leaves other objects and the features of some encoders to the encoder.
         is_moved = isinstance(source.feature, Tensor) and not encoder_moves(embedder)
         item = Item(
-            Feature(source),
+            Feature(source, self.device if key.key is None else None),
             spans,
             key=key.key,
             complete_key=not key.is_shared,
             row_width=self.row_width(source.modality),
             context=source,
             move_feature=is_moved,
-            sglang=key.arguments,
+            sglang=key.arguments,  # hashed with the feature
         )
         item.digest = key.digest
         return item, key
-
-
-def _is_small(feature: Any) -> bool:
-    """Whether a feature is an array on the host of at most `SMALL_BYTES`."""
-    is_on_host = isinstance(feature, np.ndarray) or (isinstance(feature, Tensor) and feature.is_cpu)
-    return is_on_host and feature.nbytes <= SMALL_BYTES

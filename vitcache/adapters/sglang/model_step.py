@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo
+from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo, num_encoder_ranks
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.namespace import namespace_of
 from vitcache.adapters.sglang.options import Options
@@ -68,28 +68,25 @@ class ModelStep:
         The rows of the model.
     device_bytes
         Size of the device tier.
+    cache
+        A cache that `make_cache` has made for these arguments, or None. The object owns it.
     """
 
     def __init__(
-        self, model: Any, shape: StepShape, device_bytes: int, options: Options, counts: Counts
+        self,
+        model: Any,
+        shape: StepShape,
+        device_bytes: int,
+        options: Options,
+        counts: Counts,
+        cache: EmbeddingCache | None = None,
     ) -> None:
         self.model = _reference(model)
-        self._has_model = model is not None
         self.shape = shape
         self._counts = counts
         self._deepstack: Mapping[Any, bool] = {}
         self._calls = EncoderCalls(counts)
-        width = shape.hidden * (1 + shape.levels)
-        row_bytes = width * shape.dtype.itemsize
-        device_bytes = max(device_bytes, row_bytes)
-        self.cache = EmbeddingCache(
-            width,
-            dtype=shape.dtype,
-            device=shape.device,
-            device_bytes=device_bytes,
-            host_bytes=options.host_bytes,
-            page_rows=page_rows(device_bytes // row_bytes),
-        )
+        self.cache = make_cache(shape, device_bytes, options) if cache is None else cache
         logger.info(
             "vitcache keeps the rows of %s: %d MiB on %s, %d MiB in host memory, pages of %d rows",
             type(model).__name__,
@@ -102,7 +99,7 @@ class ModelStep:
             self._calls.encode,
             self.cache,
             namespace=namespace_of(model, shape.dtype),
-            max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE,
+            max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE * num_encoder_ranks(),
         )
         self._factory = ItemFactory(
             self._row_width,
@@ -116,7 +113,7 @@ class ModelStep:
     @property
     def is_orphan(self) -> bool:
         """Whether the model was collected."""
-        return self._has_model and self.model() is None
+        return isinstance(self.model, weakref.ref) and self.model() is None
 
     def embed(
         self, call: StepCall, model: Any, functions: Mapping[Any, Any] | None, inputs_embeds: Tensor
@@ -186,6 +183,27 @@ class ModelStep:
         """Close the pipeline and the cache."""
         self._pipeline.close()
         self.cache.close()
+
+
+def make_cache(shape: StepShape, device_bytes: int, options: Options) -> EmbeddingCache:
+    """Make the cache of a model. Its device tier has at least one row.
+
+    Raises
+    ------
+    MemoryError
+        If the memory of a tier cannot be allocated.
+    """
+    width = shape.hidden * (1 + shape.levels)
+    row_bytes = width * shape.dtype.itemsize
+    device_bytes = max(device_bytes, row_bytes)
+    return EmbeddingCache(
+        width,
+        dtype=shape.dtype,
+        device=shape.device,
+        device_bytes=device_bytes,
+        host_bytes=options.host_bytes,
+        page_rows=page_rows(device_bytes // row_bytes),
+    )
 
 
 def _reference(model: Any) -> Callable[[], Any]:

@@ -9,6 +9,7 @@ import torch
 
 from vitcache.keys.namespace import Namespace
 
+RUNTIME_CONTEXT = "sglang.srt.runtime_context"
 # Options of SGLang's server that change the rows of an encoder.
 OPTIONS = (
     *("quantization", "dtype", "load_format", "json_model_override_args", "mm_attention_backend"),
@@ -26,7 +27,7 @@ def namespace_of(model: Any, dtype: torch.dtype) -> Namespace:
     dtype
         The dtype of its rows.
     """
-    arguments = _server_arguments()
+    arguments = server_arguments()
     options = {name: str(getattr(arguments, name, None)) for name in OPTIONS}
     kind = type(model)
     return Namespace(
@@ -37,9 +38,9 @@ def namespace_of(model: Any, dtype: torch.dtype) -> Namespace:
     )
 
 
-def _server_arguments() -> Any:
+def server_arguments() -> Any:
     """Return SGLang's `ServerArgs`, or None if the process has set none."""
-    context = sys.modules.get("sglang.srt.runtime_context")
+    context = sys.modules.get(RUNTIME_CONTEXT)
     try:
         return None if context is None else context.get_server_args()
     except ValueError:

@@ -1,0 +1,206 @@
+"""`ModelStep`: one cache, pipeline and set of encoders per model, and its size."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from typing import Any
+
+import pytest
+import torch
+from sglang_fakes.model import HIDDEN, Model, rows_of
+from sglang_fakes.requests import Inputs, Modality, feature, image
+from sglang_fakes.scene import Scene, Window
+
+from vitcache import EmbeddingCache, PinnedRing, VisionPipeline
+from vitcache.adapters.sglang.counts import Counts
+from vitcache.adapters.sglang.encoder_calls import EncoderCalls
+from vitcache.adapters.sglang.item_factory import ItemFactory
+from vitcache.adapters.sglang.model_step import FEWEST_PAGES, MOST_PAGE_ROWS, ModelStep, StepShape, page_rows
+from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.request_items import RequestItems
+from vitcache.pipeline.items import Chunk
+
+CPU = torch.device("cpu")
+
+
+def test_page_rows_is_a_power_of_two_that_leaves_enough_pages() -> None:
+    sizes = [page_rows(num_rows) for num_rows in range(0, 40_000, 7)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {1, 2, 4, 8, MOST_PAGE_ROWS}
+    for num_rows in (*range(0, 40_000, 7), 2**50):
+        size = page_rows(num_rows)
+        assert size == 1 or num_rows // size >= FEWEST_PAGES
+        assert size == MOST_PAGE_ROWS or num_rows // (2 * size) < FEWEST_PAGES
+
+
+def make_step(model: Any, levels: int = 0, device_bytes: int = 1 << 16, **options: Any) -> ModelStep:
+    shape = StepShape(HIDDEN, levels, torch.float32, CPU)
+    return ModelStep(model, shape, device_bytes, Options(**options), Counts())
+
+
+@pytest.mark.parametrize("device_bytes", [1, 15, 16, 47, 48])
+def test_tier_smaller_than_a_row_has_one_row(device_bytes: int) -> None:
+    step = make_step(Model(levels=2), levels=2, device_bytes=device_bytes)
+    assert step.cache.stats().device_capacity_bytes == HIDDEN * 3 * 4
+    step.close()
+
+
+@pytest.mark.parametrize("device_bytes", [1, 100, 1000])
+def test_tier_smaller_than_an_item_gives_the_right_rows(
+    monkeypatch: pytest.MonkeyPatch, device_bytes: int
+) -> None:
+    scene = Scene(monkeypatch, Model(levels=2), device_bytes=device_bytes)
+    inputs = Inputs([image(1, (0, 9)), image(2, (10, 40), modality=Modality.AUDIO)])
+    for start in range(0, 44, 8):
+        scene.step(Window(inputs, start, 8))
+    assert scene.service.stats().errors == 0
+    assert scene.model.num_encoded == 2  # rows that the cache rejects are kept for the next chunk
+
+
+def test_host_tier_keeps_the_rows_that_the_device_tier_evicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, device_bytes=10 * HIDDEN * 4, host_bytes=1 << 16)
+    windows = [Window(Inputs([image(seed, (0, 7))]), 0, 9) for seed in range(4)]
+    for window in [*windows, *windows]:
+        scene.step(window)
+    assert scene.model.num_encoded == 4
+
+
+def test_encoder_gets_at_most_the_rows_of_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, max_rows_per_encode=8)
+    inputs = Inputs([image(seed, (5 * seed, 5 * seed + 3)) for seed in range(7)])
+    scene.step(Window(inputs, 0, 40))
+    assert [len(call) for call in scene.model.calls] == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_another_dtype_are_rounded_to_that_of_the_text(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    scene = Scene(monkeypatch)
+    scene.table = scene.table.to(dtype)
+    window = Window(Inputs([image(1, (1, 4))]), 0, 6)
+    for _ in range(2):
+        ids = torch.zeros(6, dtype=torch.long)
+        rows, _ = scene.embed(window, ids=ids)
+        assert torch.equal(rows[1:5], rows_of(Modality.IMAGE, feature(1, 4)).to(dtype))
+    assert scene.model.num_encoded == 1
+
+
+def test_several_widths_in_one_step_have_their_own_deepstack_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, Model(levels=3))
+    kinds = (Modality.AUDIO, Modality.IMAGE, Modality.VIDEO, Modality.AUDIO)
+    items = [image(seed, (4 * seed, 4 * seed + 2), modality=kind) for seed, kind in enumerate(kinds)]
+    for _ in range(2):
+        scene.step(
+            Window(Inputs(items[:2]), 0, 9), Window(None, 0, 3), Window(Inputs(items), 5, 10), padding=2
+        )
+    assert scene.service.stats().errors == 0
+
+
+def test_precomputed_rows_have_deepstack_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, Model(levels=1))
+    wide = torch.arange(3.0 * 2 * HIDDEN).reshape(3, 2 * HIDDEN)
+    inputs = Inputs([image(1, (1, 3), feature=None, precomputed_embeddings=wide), image(2, (5, 6))])
+    narrow = image(3, (8, 10), feature=None, precomputed_embeddings=wide[:, :HIDDEN])
+    scene.step(Window(inputs, 0, 8), Window(Inputs([narrow]), 6, 5), failed=[narrow])
+
+
+def test_spans_of_two_items_may_interleave(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    inputs = Inputs([image(1, (0, 1), (4, 5), (8, 8)), image(2, (2, 3), (6, 7))])
+    for start in range(10):
+        scene.step(Window(inputs, start, 10 - start))
+    assert scene.model.num_encoded == 2
+
+
+def test_empty_steps_count_and_encode_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.step(Window(Inputs([]), 0, 4))
+    scene.step(Window(Inputs([image(1, (0, 3))]), 0, 0))
+    scene.step(Window(Inputs([image(1, (0, 3))]), 4, 3))
+    scene.step()
+    stats = scene.service.stats()
+    assert (stats.steps, stats.encodes, scene.model.calls) == (4, 0, [])
+
+
+def test_failed_item_is_logged_with_its_request_and_numbers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(monkeypatch, Model(form=lambda rows: [part[1:] for part in rows]))
+    bad = image(1, (2, 5))
+    windows = (Window(None, 0, 3), Window(Inputs([]), 0, 2), Window(Inputs([bad]), 0, 7))
+    scene.step(*windows, failed=[bad])
+    [message] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert "item 0 of request 1" in message
+    assert "expected 4 rows, got 3" in message
+
+
+def test_first_step_logs_the_size_of_the_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "vitcache.adapters.sglang"):
+        scene = Scene(monkeypatch, device_bytes="3 MiB", host_bytes="2 MiB")
+        for seed in range(2):
+            scene.step(Window(Inputs([image(seed, (0, 3))]), 0, 5))
+    [message] = [record.getMessage() for record in caplog.records]
+    assert all(text in message for text in ("Model", "3 MiB on cpu", "2 MiB in host memory"))
+
+
+def test_step_of_a_collected_model_is_an_orphan() -> None:
+    model = Model()
+    step = make_step(model)
+    assert not step.is_orphan
+    del model
+    gc.collect()
+    assert step.is_orphan
+    step.close()
+
+
+def test_step_without_a_model_is_no_orphan() -> None:
+    step = make_step(None)
+    assert not step.is_orphan
+    assert step.model() is None
+    step.close()
+
+
+def test_model_that_cannot_be_referred_to_weakly_is_kept() -> None:
+    class Slots:
+        __slots__ = ("deepstack_visual_indexes",)
+
+    step = make_step(Slots())
+    gc.collect()
+    assert not step.is_orphan
+    assert isinstance(step.model(), Slots)
+    step.close()
+
+
+def test_only_tensors_that_the_encoder_does_not_move_pass_the_ring() -> None:
+    """With the host's ring, in place of that of a GPU."""
+    calls, counts = EncoderCalls(Counts()), Counts()
+    model = Model()
+    calls.use(model, None)
+    factory = ItemFactory(lambda _: HIDDEN, calls.embedder, CPU, torch.float32, False, counts)
+    inputs = Inputs([image(1, (0, 3)), image(2, (5, 6)), image(3, (8, 9))])
+    inputs.mm_items[1].feature = inputs.mm_items[1].feature.numpy()  # type: ignore[union-attr]
+    features = [item.feature for item in inputs.mm_items if item]
+    items = RequestItems.of(inputs).read(inputs.mm_items, 0, 12, factory)
+    rows = torch.full((12, HIDDEN), float("nan"))
+    with (
+        PinnedRing(1 << 16, backend="host") as ring,
+        EmbeddingCache(HIDDEN, device="cpu", dtype=torch.float32, device_bytes=1 << 16) as cache,
+        VisionPipeline(calls.encode, cache, ring=ring) as pipeline,
+    ):
+        assert pipeline.place([Chunk(items, 0, 12)], rows).errors == []
+        assert ring.stats().copies == 2
+    for item, value in zip(inputs.mm_items, features, strict=True):
+        assert item is not None
+        assert item.feature is value  # SGLang's item keeps its feature in host memory
+        [(start, last)] = item.offsets
+        assert torch.equal(rows[start : last + 1], rows_of(Modality.IMAGE, torch.as_tensor(value)))
+    [seen] = model.calls
+    assert [item is source for item, source in zip(seen, inputs.mm_items, strict=True)] == [
+        False,
+        True,
+        False,
+    ]
