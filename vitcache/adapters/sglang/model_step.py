@@ -78,7 +78,7 @@ class ModelStep:
         self.shape = shape
         self._counts = counts
         self._deepstack: Mapping[Any, bool] = {}
-        self._calls = EncoderCalls(counts)
+        self._calls = EncoderCalls(counts, shape.dtype)
         width = shape.hidden * (1 + shape.levels)
         row_bytes = width * shape.dtype.itemsize
         device_bytes = max(device_bytes, row_bytes)
@@ -159,6 +159,8 @@ class ModelStep:
         for _, request_items in placed:
             request_items.store_keys()
         if result.errors:
+            for error in result.errors:
+                drop_frames(error.cause)
             if any(isinstance(error.cause, PrunedVideo) for error in result.errors):
                 return None
             for error in result.errors:
@@ -186,6 +188,18 @@ class ModelStep:
         """Close the pipeline and the cache."""
         self._pipeline.close()
         self.cache.close()
+
+
+def drop_frames(error: BaseException | None) -> None:
+    """Remove the tracebacks of an error, and of the errors that it was raised for.
+
+    Their frames refer to the features of the step, and to the error: a cycle, which would keep the features
+    in memory until the next garbage collection.
+    """
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        drop_frames(error.__cause__)
+        error = error.__context__
 
 
 def _reference(model: Any) -> Callable[[], Any]:
