@@ -34,7 +34,7 @@ def items_of(*modalities: Modality, rows: int = 2) -> list[Item]:
 
 def calls_of(model: Any, functions: Any = None) -> tuple[EncoderCalls, Counts]:
     counts = Counts()
-    calls = EncoderCalls(counts)
+    calls = EncoderCalls(counts, torch.float32)
     calls.use(model, functions)
     return calls, counts
 
@@ -55,6 +55,8 @@ FORMS: dict[str, Callable[[Rows], Any]] = {
     "three dimensions": lambda rows: torch.stack(rows),
     "four dimensions": lambda rows: torch.stack(rows)[:, None],
     "list of three dimensions": lambda rows: [part[None] for part in rows],
+    "float64": lambda rows: torch.cat(rows).double(),
+    "list in float64": lambda rows: [part.double() for part in rows],
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -177,7 +178,7 @@ def test_model_that_cannot_be_referred_to_weakly_is_kept() -> None:
 
 def test_only_tensors_that_the_encoder_does_not_move_pass_the_ring() -> None:
     """With the host's ring, in place of that of a GPU."""
-    calls, counts = EncoderCalls(Counts()), Counts()
+    calls, counts = EncoderCalls(Counts(), torch.float32), Counts()
     model = Model()
     calls.use(model, None)
     factory = ItemFactory(lambda _: HIDDEN, calls.embedder, CPU, torch.float32, False, counts)
@@ -204,3 +205,41 @@ def test_only_tensors_that_the_encoder_does_not_move_pass_the_ring() -> None:
         True,
         False,
     ]
+
+
+def raise_error(items: Any) -> Any:
+    raise ValueError("damaged")
+
+
+def raise_second_error(items: Any) -> Any:
+    try:
+        raise KeyError(len(items))
+    except KeyError as error:
+        raise RuntimeError("damaged") from error
+
+
+def lose_a_row(items: Any) -> Any:
+    return torch.zeros(sum(len(item.feature) for item in items) - 1, HIDDEN)
+
+
+@pytest.mark.parametrize("encode", [raise_error, raise_second_error, lose_a_row])
+def test_failed_items_die_with_their_request_without_a_collection(
+    monkeypatch: pytest.MonkeyPatch, encode: Any
+) -> None:
+    """An error refers to its frames, and these refer to the features and to the error."""
+    scene = Scene(monkeypatch, Model())
+    scene.model.get_image_feature = encode  # type: ignore[method-assign]
+    gc.collect()
+    gc.disable()
+    try:
+        for is_released in (False, True):
+            items = [image(number, (5 * number, 5 * number + 3)) for number in range(3)]
+            if is_released:
+                items[1].feature = None
+            seen = [weakref.ref(item) for item in items]
+            scene.step(Window(Inputs([*items]), 0, 12), failed=items)
+            del items
+            assert [each() for each in seen] == [None] * 3
+    finally:
+        gc.enable()
+    assert scene.service.stats().errors == 6

@@ -109,7 +109,7 @@ def test_none_among_the_items_is_left_out(monkeypatch: pytest.MonkeyPatch) -> No
     Scene(monkeypatch).step(Window(inputs, 0, 6), Window(Inputs([None]), 0, 2))
 
 
-@pytest.mark.parametrize("offsets", [None, [], ()], ids=repr)
+@pytest.mark.parametrize("offsets", [None, [], (), [(5, 4)]], ids=repr)
 def test_item_without_offsets_has_no_rows(monkeypatch: pytest.MonkeyPatch, offsets: Any) -> None:
     scene = Scene(monkeypatch)
     unused = DataItem(feature=feature(1, 3), offsets=offsets)
@@ -118,8 +118,24 @@ def test_item_without_offsets_has_no_rows(monkeypatch: pytest.MonkeyPatch, offse
     assert scene.model.num_encoded == 1
 
 
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("number", [int, np.int64])
+def test_pair_without_tokens_has_no_rows(monkeypatch: pytest.MonkeyPatch, place: int, number: type) -> None:
+    scene = Scene(monkeypatch)
+    item = image(1, (1, 2), (4, 4), (6, 8))
+    assert item.offsets is not None
+    item.offsets.insert(place, (number(3 * place), number(3 * place - 1)))
+    inputs = Inputs([item, image(2, (9, 9)), DataItem(feature=feature(3, 0), offsets=[(5, 4), (0, -1)])])
+    scene.step(Window(inputs, 0, 12))
+    for start in range(0, 12, 5):
+        scene.step(Window(inputs, start, 5))
+    assert scene.service.stats().errors == 0
+    assert scene.model.num_encoded == 2
+
+
 BAD_OFFSETS: dict[str, Any] = {
     "inverted": [(4, 2)],
+    "inverted by a tensor": [(torch.tensor([4, 4]), torch.tensor([3, 3]))],
     "negative": [(-3, 2)],
     "negative and inverted": [(-1, -4)],
     "overlap inside": [(2, 5), (5, 7)],

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from vitcache.adapters.sglang.token_offsets import token_offsets
 
@@ -49,3 +50,9 @@ def test_other_batch_needs_lengths_that_add_up(found: Any) -> None:
 
 def test_parts_of_a_batch_follow_one_another() -> None:
     assert token_offsets(batch([A, None, B], [3, 9, 4]), [B, A], [4, 3], 7) == [0, 4]
+
+
+def test_lengths_in_tensors_give_one_position_for_each_request() -> None:
+    """Each position must be an object of its own: the next one is not computed in place."""
+    lengths = torch.tensor([3, 9, 4])
+    assert token_offsets(batch([A, None, B], lengths), [A, B], lengths[::2], 16) == [0, 12]

@@ -131,7 +131,7 @@ def test_windows_of_every_length_have_the_rows_of_the_whole_prompt(length: int, 
     both(steps, lambda: Tower(levels))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 def test_encoder_of_another_dtype_gives_the_rows_that_sglang_converts(dtype: torch.dtype) -> None:
     class Wide(Tower):
         def rows(self, item: Any) -> torch.Tensor:

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT, server_arguments
 from vitcache.pipeline.items import Item
+from vitcache.rows import DTYPES
 
 Embedder = Callable[[list[Any]], Any]
 
@@ -29,10 +31,11 @@ class PrunedVideo(Exception):
 
 
 class EncoderCalls:
-    """The encoders of one model, by modality. One thread uses it."""
+    """The encoders of one model, by modality. One thread uses it. `dtype` is the dtype of the text rows."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: Counts, dtype: torch.dtype) -> None:
         self._counts = counts
+        self._dtype = dtype
         self._model: Any = None
         self._functions: Mapping[Any, Embedder] = {}
 
@@ -87,9 +90,17 @@ class EncoderCalls:
         if hasattr(found, "num_tokens_per_frame"):  # an `EVSEmbeddingResult`
             raise PrunedVideo(f"the encoder for items of modality {modality.name} prunes rows")
         if isinstance(found, list | tuple):
-            return [_flat(rows) for rows in found]
-        rows: Tensor = _flat(found)
+            return [self._flat(rows) for rows in found]
+        rows: Tensor = self._flat(found)
         return rows
+
+    def _flat(self, rows: Any) -> Any:
+        """Return rows of more than two dimensions as ``(rows, row_width)``; the pipeline checks the rest."""
+        if not isinstance(rows, Tensor):
+            return rows
+        if rows.is_floating_point() and rows.dtype not in DTYPES:  # such as float64: SGLang converts it
+            rows = rows.to(self._dtype)
+        return rows.reshape(-1, rows.shape[-1]) if rows.dim() > 2 else rows
 
 
 def _source(item: Item, feature: Any) -> Any:
@@ -103,11 +114,6 @@ def _source(item: Item, feature: Any) -> Any:
     source = copy.copy(source)
     source.feature = feature
     return source
-
-
-def _flat(rows: Any) -> Any:
-    """Return rows of more than two dimensions as ``(rows, row_width)``; the pipeline checks the rest."""
-    return rows.reshape(-1, rows.shape[-1]) if isinstance(rows, Tensor) and rows.dim() > 2 else rows
 
 
 def _split(rows: Tensor, items: Sequence[Item]) -> list[Tensor]:

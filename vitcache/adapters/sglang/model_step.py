@@ -85,7 +85,7 @@ class ModelStep:
         self.shape = shape
         self._counts = counts
         self._deepstack: Mapping[Any, bool] = {}
-        self._calls = EncoderCalls(counts)
+        self._calls = EncoderCalls(counts, shape.dtype)
         self.cache = make_cache(shape, device_bytes, options) if cache is None else cache
         logger.info(
             "vitcache keeps the rows of %s: %d MiB on %s, %d MiB in host memory, pages of %d rows",
@@ -156,6 +156,8 @@ class ModelStep:
         for _, request_items in placed:
             request_items.store_keys()
         if result.errors:
+            for error in result.errors:
+                drop_frames(error.cause)
             if any(isinstance(error.cause, PrunedVideo) for error in result.errors):
                 return None
             for error in result.errors:
@@ -204,6 +206,18 @@ def make_cache(shape: StepShape, device_bytes: int, options: Options) -> Embeddi
         host_bytes=options.host_bytes,
         page_rows=page_rows(device_bytes // row_bytes),
     )
+
+
+def drop_frames(error: BaseException | None) -> None:
+    """Remove the tracebacks of an error, and of the errors that it was raised for.
+
+    Their frames refer to the features of the step, and to the error: a cycle, which would keep the features
+    in memory until the next garbage collection.
+    """
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        drop_frames(error.__cause__)
+        error = error.__context__
 
 
 def _reference(model: Any) -> Callable[[], Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Sequence
+from numbers import Integral
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
@@ -127,7 +128,7 @@ class RequestItems:
         """Make the item of `source`. With a window, the item is left out unless it overlaps the window."""
         offsets = source.offsets
         try:
-            spans = spans_from_inclusive(offsets)
+            spans = spans_of(offsets)
             occupy(spans, occupied)
         except (ValueError, TypeError) as error:
             factory.counts.errors += 1
@@ -162,6 +163,22 @@ class _KnownKey(NamedTuple):
     def is_of(self, offsets: Any, tenant: tuple[str, str]) -> bool:
         """Whether the key was computed from these objects."""
         return self.offsets is offsets and self.tenant == tenant
+
+
+def spans_of(offsets: Any) -> list[Span]:
+    """Return the spans of an item of SGLang. Raises as `spans_from_inclusive`.
+
+    A pair ``(first, first - 1)`` has no tokens: the offsets between two markers that are neighbours.
+    """
+    if isinstance(offsets, list):
+        offsets = [pair for pair in offsets if not _is_empty(pair)]
+    return spans_from_inclusive(offsets)
+
+
+def _is_empty(pair: Any) -> bool:
+    if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], Integral)):
+        return False
+    return isinstance(pair[1], Integral) and bool(pair[1] == pair[0] - 1)
 
 
 def occupy(spans: Sequence[Span], occupied: list[tuple[int, int]]) -> None:

@@ -52,5 +52,5 @@ def _offsets_in(batch: Any, requests: Sequence[Any], num_tokens: int) -> list[in
             if len(offsets) == len(requests) or requests[len(offsets)] is not request:
                 return None
             offsets.append(offset)
-        offset += length
+        offset = offset + length  # not in place: a tensor would change in the list, too
     return offsets if len(offsets) == len(requests) else None
