@@ -67,10 +67,10 @@ def item_key(
     }
     hashed = {name: value for name, value in data.items() if is_hashable(value)}
     # Some encoders return features of the format PRECOMPUTED_EMBEDDING unchanged.
-    form = _plain(getattr(source, "format", None))
+    form = getattr(source, "format", None)
     arguments = {
         "modality": source.modality.name,
-        "format": form,
+        "format": None if form is None else form.name,
         "tenant": list(tenant),
         "rows": num_rows,
         "data": hashed,

@@ -81,23 +81,24 @@ class RequestItems:
         self._unkeyed = []
         occupied: list[tuple[int, int]] = []
         elsewhere = [factory.is_elsewhere(source) for source in sources]
-        items = Items(
-            [
-                self._make(source, factory, occupied, (start, stop) if is_elsewhere else None)
-                for source, is_elsewhere in zip(sources, elsewhere, strict=True)
-            ]
-        )
+        made = [
+            self._make(source, factory, occupied, (start, stop) if is_elsewhere else None)
+            for source, is_elsewhere in zip(sources, elsewhere, strict=True)
+        ]
+        items = Items(made)
         # Precomputed rows, and copies of them, live for one step: SGLang moves them to host memory after it,
         # and would not free their memory on the device while this object refers to them.
-        self._items = None if any(item.rows is not None for item in items) else items
+        rows = list(map(_ROWS, sources))
+        has_rows = [each for each in rows if each is not None]
+        self._items = None if has_rows else items
         self._factory = factory
         self._sources = list(sources)
-        pairs = zip(sources, items, strict=True)
+        pairs = zip(sources, made, strict=True)
         self._borrowed = [(source, item) for source, item in pairs if item.spans and can_be_borrowed(source)]
         for source, item in self._borrowed:
             lend(source, item.spans, start, stop)
         self._offsets = list(map(_OFFSETS, sources))
-        self._rows = list(map(_ROWS, sources)) if self._items is not None else ()
+        self._rows = () if has_rows else rows
         return items
 
     def store_keys(self) -> None:
