@@ -13,9 +13,9 @@ from sglang_fakes.model import HIDDEN, Model
 from sglang_fakes.requests import Inputs, image
 from sglang_fakes.scene import Scene, Window
 
-from vitcache.adapters.sglang import model_step, service, start_up
+from vitcache.adapters.sglang import model_cache, service, start_up
 from vitcache.adapters.sglang.early_cache import expected_shape
-from vitcache.adapters.sglang.model_step import StepShape
+from vitcache.adapters.sglang.model_cache import StepShape
 
 ATTENTION = "sglang.srt.layers.dp_attention"
 SHAPE = StepShape(HIDDEN, 0, torch.float32, torch.device("cpu"))
@@ -77,14 +77,13 @@ def test_instance_without_encoders_has_no_early_cache(monkeypatch: pytest.Monkey
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The caches that were made, in order."""
     caches: list[Any] = []
-    make = model_step.make_cache
+    make = model_cache.make_cache
 
     def record(*arguments: Any) -> Any:
         caches.append(make(*arguments))
         return caches[-1]
 
-    for module in (model_step, service):
-        monkeypatch.setattr(module, "make_cache", record)
+    monkeypatch.setattr(service, "make_cache", record)
     return caches
 
 

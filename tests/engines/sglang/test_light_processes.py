@@ -16,6 +16,7 @@ from sglang_runner.plug_ins import GROUP, write_package
 import vitcache
 
 ROOT = Path(__file__).parents[3]
+LIMIT_S = 300
 # The parts of vitcache that the plug-in imports before the first image.
 LIGHT = {"_version", "adapters", "device", "lazy"}
 
@@ -82,7 +83,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
     results = {}
     for name, process in started.items():
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, errors
         [line] = [line for line in output.splitlines() if line.startswith("FOUND")]
         results[name] = json.loads(line.removeprefix("FOUND"))

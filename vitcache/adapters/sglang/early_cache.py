@@ -9,7 +9,7 @@ import torch
 
 from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.engine_modules import DP_ATTENTION
-from vitcache.adapters.sglang.model_step import StepShape
+from vitcache.adapters.sglang.model_cache import StepShape
 
 _ENCODERS = ("get_image_feature", "get_video_feature", "get_audio_feature")
 

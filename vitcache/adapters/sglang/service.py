@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.sglang.counts import Counts, SglangStats
-from vitcache.adapters.sglang.model_step import ModelStep, StepCall, StepShape, make_cache
+from vitcache.adapters.sglang.model_cache import StepShape, make_cache
+from vitcache.adapters.sglang.model_step import ModelStep, StepCall
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
 from vitcache.adapters.sglang.token_offsets import token_offsets
@@ -44,8 +45,7 @@ class Service:
         MemoryError
             If the memory of a tier cannot be allocated.
         """
-        options = self._read_options()
-        self._early = shape, make_cache(shape, self._device_bytes(options), options)
+        self._early = shape, self._make_cache(shape)
 
     def embed(
         self,
@@ -155,18 +155,22 @@ class Service:
             return step
         # A model that was collected can have had the same id.
         self._close([name for name, step in self._steps.items() if step.is_orphan])
-        options, early = self._read_options(), self._take_early(shape)
-        step = ModelStep(model, shape, self._device_bytes(options), options, self.counts, early)
+        step = ModelStep(model, shape, self._cache_for(shape), self._read_options(), self.counts)
         self._steps[id(model), shape] = step
         return step
 
-    def _take_early(self, shape: StepShape) -> EmbeddingCache | None:
-        """Return the cache of `make_early`, once. One for another shape is closed: its memory is needed."""
+    def _cache_for(self, shape: StepShape) -> EmbeddingCache:
+        """Return the cache of `make_early`, once, or a new one. One of another shape is closed first."""
         early, self._early = self._early, None
-        if early is None or early[0] == shape:
-            return None if early is None else early[1]
-        early[1].close()
-        return None
+        if early is not None:
+            if early[0] == shape:
+                return early[1]
+            early[1].close()
+        return self._make_cache(shape)
+
+    def _make_cache(self, shape: StepShape) -> EmbeddingCache:
+        options = self._read_options()
+        return make_cache(shape, self._device_bytes(options), options)
 
     def _read_options(self) -> Options:
         if self._options is None:
