@@ -82,20 +82,23 @@ class ModelStep:
         width = shape.hidden * (1 + shape.levels)
         row_bytes = width * shape.dtype.itemsize
         device_bytes = max(device_bytes, row_bytes)
+        size = page_rows(device_bytes // row_bytes)
+        # A tier smaller than a page gets one: the size of a row is not known when the options are checked.
+        host_bytes = max(options.host_bytes, row_bytes * size) if options.host_bytes else 0
         self.cache = EmbeddingCache(
             width,
             dtype=shape.dtype,
             device=shape.device,
             device_bytes=device_bytes,
-            host_bytes=options.host_bytes,
-            page_rows=page_rows(device_bytes // row_bytes),
+            host_bytes=host_bytes,
+            page_rows=size,
         )
         logger.info(
             "vitcache keeps the rows of %s: %d MiB on %s, %d MiB in host memory, pages of %d rows",
             type(model).__name__,
             device_bytes >> 20,
             shape.device,
-            options.host_bytes >> 20,
+            host_bytes >> 20,
             self.cache.page_rows,
         )
         self._pipeline = VisionPipeline(
