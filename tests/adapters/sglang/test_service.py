@@ -100,6 +100,36 @@ def test_step_with_text_rows_of_another_form_is_left(scene: Scene, form: Any) ->
     assert scene.service.stats().originals == {"text_rows": 1}
 
 
+STRIDES = {
+    "columns": lambda rows: rows.t().contiguous().t(),
+    "part of wider rows": lambda rows: rows.repeat(1, 2)[:, :HIDDEN],
+    "one row for all tokens": lambda rows: rows[:1].expand(len(rows), -1),
+}
+
+
+@pytest.mark.parametrize("form", STRIDES.values(), ids=STRIDES)
+def test_text_rows_of_each_stride_are_placed(scene: Scene, form: Any) -> None:
+    ids = torch.zeros(6, dtype=torch.long)
+    wanted, _ = scene.embed(window(), ids=ids.clone())
+    for _ in range(2):
+        rows, _ = scene.embed(window(), ids=ids.clone(), table=OddTable(form))
+        assert torch.equal(rows, wanted)
+    assert scene.service.stats().originals == {}
+
+
+def test_model_without_levels_gets_the_levels_tensor_without_columns(scene: Scene) -> None:
+    """A model can name its modalities with deepstack, and have no levels: SGLang reads the tensor."""
+    for use_deepstack in ({Modality.IMAGE: True}, {Modality.IMAGE: False}):
+        rows, info = scene.service.embed(  # type: ignore[misc]
+            *([window().inputs], [0], [6], torch.zeros(6, dtype=torch.long), scene.table, scene.model),
+            *(None, None, use_deepstack),
+            batch=None,
+        )
+        wanted, _ = scene.embed(window(), ids=torch.zeros(6, dtype=torch.long))
+        assert torch.equal(rows, wanted)
+        assert info["input_deepstack_embeds"].shape == (6, 0)
+
+
 def test_step_on_another_device_is_left(scene: Scene) -> None:
     assert leaves(scene, window(), table=OddTable(lambda rows: rows.to("meta")))
     assert scene.service.stats().originals == {"device": 1}

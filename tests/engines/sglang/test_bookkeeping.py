@@ -17,7 +17,7 @@ from sglang_scene.language_model import HIDDEN, VOCABULARY, LanguageModel
 from sglang_scene.plugin import plugged, stock
 from sglang_scene.prompts import Prompt, images, make_item
 from sglang_scene.steps import make_batch
-from sglang_scene.tower import Tower
+from sglang_scene.tower import DEEP, Tower
 from sglang_scene.truth import step_rows
 
 from vitcache.adapters.sglang import stats
@@ -139,6 +139,17 @@ def test_models_that_call_embed_themselves_get_rows_and_deepstack(side: Side, le
     joined = torch.cat([rows, *info.values()], dim=1)
     assert joined.shape == (len(ids), HIDDEN * (1 + levels))
     assert torch.equal(joined, step_rows(windows, model, tower))
+
+
+@BOTH
+def test_model_that_names_deepstack_without_levels_gets_no_columns(side: Side) -> None:
+    model, tower = LanguageModel(), Tower()
+    windows = [images(2).window(3, 30), Prompt(4).window()]
+    ids, batch = make_batch(windows)
+    with side(), torch.no_grad():
+        mm_utils.general_mm_embed_routine(ids, batch, model, tower, use_deepstack=DEEP)
+    assert model.arguments["input_deepstack_embeds"].shape == (len(ids), 0)
+    assert torch.equal(batch.input_embeds, step_rows(windows, model, tower))
 
 
 @pytest.mark.parametrize("levels", [0, 2])

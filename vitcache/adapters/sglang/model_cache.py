@@ -24,7 +24,10 @@ class StepShape:
 
 
 def make_cache(shape: StepShape, device_bytes: int, options: Options) -> EmbeddingCache:
-    """Make the cache of a model. Its device tier has at least one row.
+    """Make the cache of a model.
+
+    The device tier has at least one row, and a host tier at least one page: the size of a row is not known
+    when the options are checked.
 
     Raises
     ------
@@ -34,13 +37,14 @@ def make_cache(shape: StepShape, device_bytes: int, options: Options) -> Embeddi
     width = shape.hidden * (1 + shape.levels)
     row_bytes = width * shape.dtype.itemsize
     device_bytes = max(device_bytes, row_bytes)
+    size = page_rows(device_bytes // row_bytes)
     return EmbeddingCache(
         width,
         dtype=shape.dtype,
         device=shape.device,
         device_bytes=device_bytes,
-        host_bytes=options.host_bytes,
-        page_rows=page_rows(device_bytes // row_bytes),
+        host_bytes=max(options.host_bytes, size * row_bytes) if options.host_bytes else 0,
+        page_rows=size,
     )
 
 

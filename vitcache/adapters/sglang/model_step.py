@@ -126,7 +126,7 @@ class ModelStep:
     def _place(self, call: StepCall, inputs_embeds: Tensor) -> dict[str, Tensor] | None:
         hidden, levels = self.shape.hidden, self.shape.levels
         info: dict[str, Tensor] = {}
-        if levels:
+        if call.use_deepstack:  # also of a model without levels, whose tensor has no columns
             info["input_deepstack_embeds"] = inputs_embeds.new_zeros(len(inputs_embeds), hidden * levels)
         chunks: list[Chunk] = []
         placed: list[tuple[int, RequestItems]] = []
@@ -137,7 +137,8 @@ class ModelStep:
                 items = request_items.read(request.mm_items, start, start + length, self._factory)
                 chunks.append(Chunk(items, start, length, offset))
                 placed.append((number, request_items))
-        result = self._pipeline.place(chunks, inputs_embeds, deepstack=info.get("input_deepstack_embeds"))
+        deepstack = info["input_deepstack_embeds"] if levels else None
+        result = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
         for _, request_items in placed:
             request_items.store_keys()
         if result.errors:

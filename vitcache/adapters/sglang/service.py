@@ -106,7 +106,7 @@ class Service:
         if rows.device.type not in ("cpu", "cuda") or torch.version.hip is not None:
             self._leave("device")
             return None
-        rows = rows.detach()
+        rows = rows.detach().contiguous()
         levels = len(model.deepstack_visual_indexes) if use_deepstack else 0
         step = self._step_of(model, StepShape(rows.shape[1], levels, rows.dtype, rows.device))
         placed = step.embed(
