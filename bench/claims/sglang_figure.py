@@ -43,13 +43,13 @@ def parts_of(rows: figures.Rows) -> dict[str, figures.Rows]:
 
 
 def title_of(rows: figures.Rows) -> str:
-    """Return the claim: the time of vitcache's steps of most images, and all ratios."""
-    [metric] = {row["metric"] for row in rows if row["metric"] != "host_us"} or {"host_us"}
-    ratios = figures.values(rows, VITCACHE, metric=metric)
-    title = f"With vitcache a step of SGLang takes {figures.span(ratios)} times stock's {METRICS[metric]}"
+    """Return the claim: the ratios of each panel, and the time of vitcache's steps with a target."""
+    parts = parts_of(rows).items()
+    spans = [f"{figures.span(figures.values(part, VITCACHE))} ({title})" for title, part in parts]
+    title = f"With vitcache a step of SGLang takes {' and '.join(spans)} times stock's time"
     judged = [row for row in rows if row["meets_target"] is not None]
     if not judged:
         return title
-    verdict = "within its target" if all(row["meets_target"] for row in judged) else "a target is missed"
+    verdict = "within the target" if all(row["meets_target"] for row in judged) else "a target is missed"
     took = figures.span([row["value"] for row in judged], "{:.0f}")
     return f"{title}; with 32 known images it takes {took} us: {verdict}"

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcache.adapters.sglang.options import VARIABLE
 from vitcache.bench.sglang.models import LanguageModel, VisionModel
 from vitcache.bench.sglang.scene import Scene
 from vitcache.bench.sglang.turns import Kind, Turns
 
 STOCK, VITCACHE = "stock", "vitcache"
 HOOKED = ("prepare_mm_inputs", "embed_mm_inputs")  # functions of SGLang in a step
-OPTIONS = "VITCACHE_SGLANG_OPTIONS"
 Functions = Mapping[str, Callable[..., Any]]
 
 
@@ -82,13 +82,12 @@ def open_sides(scene: Scene, kind: Kind) -> Iterator[dict[str, Side]]:
 
     stock, hooked = functions()
     num_bytes = max(100 << 20, 4 * sum(feature.nbytes for feature in scene.features))
-    options_before = os.environ.get(OPTIONS)
-    os.environ[OPTIONS] = '{"trust_engine_hash": true}' if kind is Kind.ENGINE_HASH else ""
+    options_before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = '{"trust_engine_hash": true}' if kind is Kind.ENGINE_HASH else ""
     try:
         with get_context().override_server_args(tp_size=1):
-            mm_schedule.init_mm_embedding_cache(
-                num_bytes
-            )  # vitcache takes these bytes, and reads its options
+            # vitcache takes these bytes, and reads its options.
+            mm_schedule.init_mm_embedding_cache(num_bytes)
             yield {
                 STOCK: Side(scene, kind, stock, MultiModalStaticCache(num_bytes)),
                 VITCACHE: Side(scene, kind, hooked, mm_schedule.embedding_cache),
@@ -96,9 +95,9 @@ def open_sides(scene: Scene, kind: Kind) -> Iterator[dict[str, Side]]:
     finally:
         vars(mm_utils).update(stock)
         if options_before is None:
-            del os.environ[OPTIONS]
+            del os.environ[VARIABLE]
         else:
-            os.environ[OPTIONS] = options_before
+            os.environ[VARIABLE] = options_before
 
 
 @cache

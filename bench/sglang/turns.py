@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from hashlib import sha256
 from types import SimpleNamespace
@@ -51,7 +52,7 @@ class Turns:
             self._inputs = self._new_inputs([*self._items[:-1], last])
         elif self._kind is not Kind.SAME:
             self._inputs = self._new_inputs(self._new_items())
-        return self._ids(), self._batch()
+        return self._ids(), forward_batch([self._inputs], [0], [self._scene.num_tokens])
 
     def _new_items(self) -> list[Any]:
         pairs = zip(self._scene.starts, self._scene.features, strict=True)
@@ -80,16 +81,30 @@ class Turns:
             ids[first : last + 1] = ids.new_tensor(item.padding_sequence(last + 1 - first))
         return ids.to(self._scene.device)
 
-    def _batch(self) -> Any:
-        from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-        return SimpleNamespace(
-            forward_mode=ForwardMode.EXTEND,
-            mm_inputs=[self._inputs],
-            extend_prefix_lens_cpu=[0],
-            extend_seq_lens_cpu=[self._scene.num_tokens],
-            input_embeds=None,
-            mm_input_embeds=None,
-            spec_algorithm=None,
-            contains_mm_inputs=lambda: True,
-        )
+def forward_batch(
+    requests: Sequence[Any], starts: Sequence[int], lengths: Sequence[int], input_embeds: Tensor | None = None
+) -> Any:
+    """Return a stand-in of SGLang's `ForwardBatch` with the fields that its caller reads.
+
+    Parameters
+    ----------
+    requests
+        The `MultimodalInputs` of each request; None: a request of text alone.
+    starts, lengths
+        Per request, the first token of the step, counted in the prompt, and the number of tokens.
+    input_embeds
+        The static buffer of a model runner, to which SGLang copies the rows.
+    """
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    return SimpleNamespace(
+        forward_mode=ForwardMode.EXTEND,
+        mm_inputs=list(requests),
+        extend_prefix_lens_cpu=list(starts),
+        extend_seq_lens_cpu=list(lengths),
+        input_embeds=input_embeds,
+        mm_input_embeds=None,
+        spec_algorithm=None,
+        contains_mm_inputs=lambda: any(request is not None for request in requests),
+    )

@@ -127,6 +127,6 @@ def test_figure_has_a_panel_of_known_and_one_of_new_requests_and_names_the_claim
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["the same request in each step", "a new request in each step"]
     words = " ".join(figure.get_suptitle().split())
-    assert "with 32 known images it takes 100 us: within its target" in words
+    assert "with 32 known images it takes 100 us: within the target" in words
     missed = sglang_figure.draw(results(tmp_path, [HostCase(32)], 400.0))
     assert "a target is missed" in " ".join(missed.get_suptitle().split())

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_runner.bench import run_smoke_cases
 from engine_runner.device import runs_on_gpu
 
 SUMMARY = "it needs a GPU"
-LIMIT_S = 600
 
 
 @pytest.fixture(scope="module")
@@ -21,21 +16,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, A
     """The rows of the bench, and its output."""
     if runs_on_gpu():
         pytest.skip("make gpu runs the bench by itself")
-    folder: Path = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, "-m", "vitcache", "bench", "--bench", "engines", "--cases", "smoke"]
-    done = subprocess.run(
-        [*command, "--out", str(folder)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LIMIT_S,
-    )
-    if done.returncode:
-        pytest.fail(done.stdout, pytrace=False)
-    [path] = folder.glob("engines-*.json")
-    return json.loads(path.read_text()), done.stdout
+    return run_smoke_cases("engines", tmp_path_factory.mktemp("bench"))
 
 
 def values(rows: list[dict[str, Any]], metric: str, case: str = "") -> dict[str, float]:

@@ -13,7 +13,7 @@ from dataclasses import fields
 from vllm_page import ITEMSIZE, MODELS, SIZES
 
 from vitcache.adapters.sglang.counts import REASONS, SglangStats
-from vitcache.adapters.sglang.model_step import page_rows
+from vitcache.adapters.sglang.model_cache import page_rows
 
 TIERS = (100, 512, 2048, 8192)  # MiB
 IMAGE = SIZES[0]

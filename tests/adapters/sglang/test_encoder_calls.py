@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from sglang_fakes.requests import DataItem, Inputs, Modality, image
 from sglang_fakes.scene import Scene, Window
 from torch import Tensor
 
+from vitcache.adapters.sglang import model_step
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo
+from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
 
@@ -207,3 +210,22 @@ def test_array_reaches_the_encoder_as_sglang_stores_it(monkeypatch: pytest.Monke
     source.feature = source.feature.numpy()
     Scene(monkeypatch, model).step(Window(Inputs([source]), 0, 4))
     assert [item is source for item in seen] == [True]
+
+
+@pytest.mark.parametrize(
+    ("is_shared", "options", "wanted"),
+    [(False, {}, [2, 2, 2, 1]), (True, {}, [6, 1]), (True, {"max_rows_per_encode": 12}, [3, 3, 1])],
+    ids=["one rank a call", "three ranks share a call", "the operator's limit"],
+)
+def test_ranks_that_share_the_items_of_a_call_get_a_limit_each(
+    monkeypatch: pytest.MonkeyPatch, is_shared: bool, options: dict[str, int], wanted: list[int]
+) -> None:
+    """With --mm-enable-dp-encoder: a call for one rank's limit would leave the other ranks idle."""
+    context: Any = ModuleType(RUNTIME_CONTEXT)
+    context.get_server_args = lambda: SimpleNamespace(mm_enable_dp_encoder=is_shared)
+    context.get_parallel = lambda: SimpleNamespace(attn_tp_size=3, tp_size=6)
+    monkeypatch.setitem(sys.modules, RUNTIME_CONTEXT, context)
+    monkeypatch.setattr(model_step, "MAX_ROWS_PER_ENCODE", 8)
+    scene = Scene(monkeypatch, **options)
+    scene.step(Window(Inputs([image(seed, (4 * seed, 4 * seed + 3)) for seed in range(7)]), 0, 28))
+    assert list(map(len, scene.model.calls)) == wanted

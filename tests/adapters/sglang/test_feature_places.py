@@ -73,6 +73,24 @@ def test_feature_without_copies_does_not_wait(schedule: Any, monkeypatch: pytest
     assert not encoder_moves("moves")
 
 
+@pytest.mark.parametrize("is_on_host", [True, False])
+def test_feature_of_sglangs_buffer_is_read_behind_its_copy(
+    schedule: Any, monkeypatch: pytest.MonkeyPatch, is_on_host: bool
+) -> None:
+    """With SGLANG_MM_BUFFER_SIZE_MB, SGLang copies features to the host and records no event."""
+    stream = Event()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    utils: Any = ModuleType("sglang.srt.managers.mm_utils")
+    monkeypatch.setitem(sys.modules, utils.__name__, utils)
+    utils._GPU_FEATURE_BUFFER = None
+    read = torch.zeros(2) if is_on_host else torch.zeros(2, device="meta")
+    wait_until_offloaded(DataItem(), read)
+    assert stream.num_waits == 0
+    utils._GPU_FEATURE_BUFFER = torch.zeros(8)
+    wait_until_offloaded(DataItem(), read)
+    assert stream.num_waits == int(is_on_host)
+
+
 def test_encoder_that_moves_features_is_known_by_sglang(schedule: Any) -> None:
     assert encoder_moves("moves")
     assert not encoder_moves(None)
@@ -189,29 +207,17 @@ def encode_twice(scene: Scene, item: Any) -> list[Any]:
     return items
 
 
-def test_feature_of_another_process_is_opened_and_hashed_by_one_rank(
-    monkeypatch: pytest.MonkeyPatch, num_ranks: Any
+@pytest.mark.parametrize(("ranks", "opened"), [(1, 1), (2, 0)])
+def test_feature_of_another_process_is_opened_and_hashed_by_one_rank_alone(
+    monkeypatch: pytest.MonkeyPatch, num_ranks: Any, ranks: int, opened: int
 ) -> None:
-    num_ranks(1)
+    """With several ranks, each feature is for the rank that encodes it."""
+    num_ranks(ranks)
     model = Opening()
     scene = Scene(monkeypatch, model)
     items = encode_twice(scene, Opened)
-    assert model.num_encoded == 1
-    assert [item.model_specific_data["_sglang_opened"] for item in items] == [1, 1]
-    assert scene.service.stats().unshared == 0
-
-
-def test_feature_of_another_process_is_not_opened_by_several_ranks(
-    monkeypatch: pytest.MonkeyPatch, num_ranks: Any
-) -> None:
-    """Each feature is for the rank that encodes it."""
-    num_ranks(2)
-    model = Opening()
-    scene = Scene(monkeypatch, model)
-    items = encode_twice(scene, Opened)
-    assert model.num_encoded == 2
-    assert all("_sglang_opened" not in item.model_specific_data for item in items)
-    assert scene.service.stats().unshared == 2
+    assert [item.model_specific_data.get("_sglang_opened", 0) for item in items] == [opened] * 2
+    assert (model.num_encoded, scene.service.stats().unshared) == ((1, 0) if opened else (2, 2))
 
 
 def test_feature_of_a_named_item_is_left_to_the_encoder(

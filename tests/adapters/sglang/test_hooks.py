@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sglang_fakes.modules import importable, write
 from sglang_fakes.requests import Inputs, image, request
 from sglang_fakes.scene import Scene, Window
 
-from vitcache.adapters.sglang import hooks, start_up
+from vitcache.adapters.sglang import hooks, service, start_up
 from vitcache.adapters.sglang.plugin import register
 from vitcache.adapters.sglang.stock_cache import StockCache
 from vitcache.adapters.sglang.tenant import NO_TENANT, tenant_of
@@ -41,10 +42,9 @@ class Service:
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> Service:
     """The service of a process that has embedded a step."""
-    service = Service(("rows", {}))
-    monkeypatch.setattr(hooks, "_service", lambda: service)
-    monkeypatch.setattr(hooks, "_used_service", lambda: service)
-    return service
+    used = Service(("rows", {}))
+    monkeypatch.setattr(service, "SERVICE", used)
+    return used
 
 
 @pytest.fixture
@@ -157,15 +157,18 @@ def test_failed_weight_update_makes_the_rows_unreachable_and_raises(managers: An
     assert used.calls == ["advance_epoch"]
 
 
-def test_flush_and_update_before_the_first_step_make_no_service(
-    managers: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_importing", [False, True])
+def test_flush_and_update_before_the_first_step_import_no_service(
+    managers: Any, monkeypatch: pytest.MonkeyPatch, is_importing: bool
 ) -> None:
-    made: list[str] = []
-    service = hooks.cache(lambda: made.append("made"))
-    monkeypatch.setattr(hooks, "_service", service)
+    """`is_importing`: another thread is importing the module, which has no names yet."""
+    name = service.__name__
+    monkeypatch.delitem(sys.modules, name)
+    if is_importing:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
     managers.scheduler.Scheduler.flush_cache(SimpleNamespace(is_idle=True))
     managers.updater.SchedulerWeightUpdaterManager().update_weights_from_ipc(None)
-    assert made == []
+    assert (name in sys.modules) is is_importing
 
 
 @pytest.mark.parametrize(

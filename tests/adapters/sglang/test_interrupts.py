@@ -13,13 +13,14 @@ from sglang_fakes.scene import Scene, Window, token_ids
 
 from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.model_step import ModelStep, StepCall, StepShape
+from vitcache.adapters.sglang.model_cache import StepShape, make_cache
+from vitcache.adapters.sglang.model_step import ModelStep, StepCall
 from vitcache.adapters.sglang.options import Options
 from vitcache.testing import inspect
 
 FOLDER = Path(service.__file__).parent
 FILES = {str(path) for path in FOLDER.glob("*.py")}
-CPU = torch.device("cpu")
+SHAPE = StepShape(HIDDEN, 0, torch.float32, torch.device("cpu"))
 
 
 def requests() -> list[Inputs]:
@@ -38,7 +39,8 @@ def test_interrupted_step_of_a_model_leaves_no_lease_and_no_claim() -> None:
     line, is_interrupted = 1, True
     while is_interrupted:
         model, table = Model(), Table()
-        step = ModelStep(model, StepShape(HIDDEN, 0, torch.float32, CPU), 1 << 12, Options(), Counts())
+        cache = make_cache(SHAPE, 1 << 12, Options())
+        step = ModelStep(model, SHAPE, cache, Options(), Counts())
         inputs = requests()
         rows = table.weight.detach()[:1].repeat(20, 1)
         call = StepCall(inputs, [0, 0], [13, 5], [0, 13], {})

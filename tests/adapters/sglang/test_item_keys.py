@@ -87,6 +87,27 @@ def test_items_whose_rows_can_differ_have_different_keys() -> None:
     assert len(set(keys.values())) == len(keys)
 
 
+class Format(Enum):
+    NORMAL = 1
+    PRECOMPUTED_EMBEDDING = 3
+
+
+def test_format_of_a_feature_is_part_of_the_key() -> None:
+    """Some encoders return features of the format PRECOMPUTED_EMBEDDING unchanged."""
+    for values in ({}, {"identity": bytes(32)}):
+        one, two = (item(**values) for _ in range(2))
+        one.__dict__["format"], two.__dict__["format"] = Format.NORMAL, Format.PRECOMPUTED_EMBEDDING
+        assert key(one) != key(two)
+
+
+@pytest.mark.parametrize("values", [{}, {"identity": bytes(32)}, {"hash": 7}])
+def test_part_of_a_video_that_ranks_have_decoded_together_names_no_rows(values: dict[str, Any]) -> None:
+    part = item(dp_decode_sharded=True, modality=Modality.VIDEO, **values)
+    found = [item_key(part, 2, NO_TENANT, trust) for trust in (False, True)]
+    assert not any(each.is_shared for each in found)
+    assert item_key(item(dp_decode_sharded=False), 2, NO_TENANT, False).is_shared
+
+
 def test_identity_stands_for_the_feature() -> None:
     named = item(identity=bytes(range(32)))
     assert key(named) == key(item(identity=bytes(range(32)), feature=None))

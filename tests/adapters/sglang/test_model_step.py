@@ -17,7 +17,8 @@ from vitcache import EmbeddingCache, PinnedRing, VisionPipeline
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls
 from vitcache.adapters.sglang.item_factory import ItemFactory
-from vitcache.adapters.sglang.model_step import FEWEST_PAGES, MOST_PAGE_ROWS, ModelStep, StepShape, page_rows
+from vitcache.adapters.sglang.model_cache import StepShape, make_cache
+from vitcache.adapters.sglang.model_step import ModelStep
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.pipeline.items import Chunk
@@ -25,41 +26,10 @@ from vitcache.pipeline.items import Chunk
 CPU = torch.device("cpu")
 
 
-def test_page_rows_is_a_power_of_two_that_leaves_enough_pages() -> None:
-    sizes = [page_rows(num_rows) for num_rows in range(0, 40_000, 7)]
-    assert sizes == sorted(sizes)
-    assert set(sizes) == {1, 2, 4, 8, MOST_PAGE_ROWS}
-    for num_rows in (*range(0, 40_000, 7), 2**50):
-        size = page_rows(num_rows)
-        assert size == 1 or num_rows // size >= FEWEST_PAGES
-        assert size == MOST_PAGE_ROWS or num_rows // (2 * size) < FEWEST_PAGES
-
-
 def make_step(model: Any, levels: int = 0, device_bytes: int = 1 << 16, **options: Any) -> ModelStep:
     shape = StepShape(HIDDEN, levels, torch.float32, CPU)
-    return ModelStep(model, shape, device_bytes, Options(**options), Counts())
-
-
-@pytest.mark.parametrize("device_bytes", [1, 15, 16, 47, 48])
-def test_tier_smaller_than_a_row_has_one_row(device_bytes: int) -> None:
-    step = make_step(Model(levels=2), levels=2, device_bytes=device_bytes)
-    assert step.cache.stats().device_capacity_bytes == HIDDEN * 3 * 4
-    step.close()
-
-
-@pytest.mark.parametrize("host_bytes", [0, 1, 100, 1 << 12])
-@pytest.mark.parametrize("device_bytes", [1, 1 << 20])
-def test_host_tier_smaller_than_a_page_has_one_page(
-    monkeypatch: pytest.MonkeyPatch, device_bytes: int, host_bytes: int
-) -> None:
-    """Options are checked before the size of a row is known: a small number must not end the engine later."""
-    scene = Scene(monkeypatch, device_bytes=device_bytes, host_bytes=host_bytes)
-    for _ in range(2):
-        scene.step(Window(Inputs([image(1, (0, 9)), image(2, (10, 40))]), 0, 44))
-    [cache] = scene.service.stats().caches
-    page_bytes = page_rows(max(1, device_bytes // (HIDDEN * 4))) * HIDDEN * 4
-    pages = max(1, host_bytes // page_bytes) if host_bytes else 0
-    assert cache.host_capacity_bytes == pages * page_bytes
+    made = Options(**options)
+    return ModelStep(model, shape, make_cache(shape, device_bytes, made), made, Counts())
 
 
 @pytest.mark.parametrize("device_bytes", [1, 100, 1000])

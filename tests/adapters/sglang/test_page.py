@@ -13,8 +13,9 @@ import pytest
 import torch
 from sglang_page import count_table, reason_table, size_table
 
-from vitcache.adapters.sglang import model_step, start_up
+from vitcache.adapters.sglang import model_cache, start_up
 from vitcache.adapters.sglang.counts import Counts
+from vitcache.adapters.sglang.model_step import ModelStep
 from vitcache.adapters.sglang.options import VARIABLE, Options
 from vitcache.adapters.sglang.service import UNRESERVED_BYTES
 from vitcache.adapters.sglang.start_up import ANY_VERSION, TESTED_VERSIONS
@@ -71,9 +72,9 @@ def test_page_has_the_sizes_outside_of_the_tiers() -> None:
     assert default("keep_bytes") == RING_BYTES == 256 << 20
     assert f"up to {RING_BYTES >> 20} MiB of device memory" in PAGE
     assert f"a pinned ring of {RING_BYTES >> 20}\n" in PAGE
-    fewest = model_step.MOST_PAGE_ROWS * model_step.FEWEST_PAGES
+    fewest = model_cache.MOST_PAGE_ROWS * model_cache.FEWEST_PAGES
     assert f"A tier of less than {fewest:,} rows has smaller pages" in PAGE
-    assert [model_step.page_rows(rows) for rows in (fewest - 1, fewest)] == [8, 16]
+    assert [model_cache.page_rows(rows) for rows in (fewest - 1, fewest)] == [8, 16]
 
 
 def test_page_names_every_hooked_call_that_changes_weights() -> None:
@@ -95,8 +96,9 @@ def test_printed_log_lines_are_those_of_a_start_and_of_the_first_step(
     monkeypatch.setattr(start_up, "check_targets", lambda: None)
     monkeypatch.setattr(start_up, "check_target", lambda target: None)
     start_up.check_start_up()
-    shape = model_step.StepShape(4, 0, torch.float32, torch.device("cpu"))
-    step = model_step.ModelStep(Qwen3VLForConditionalGeneration(), shape, 1 << 20, Options(), Counts())
+    shape = model_cache.StepShape(4, 0, torch.float32, torch.device("cpu"))
+    cache = model_cache.make_cache(shape, 1 << 20, Options())
+    step = ModelStep(Qwen3VLForConditionalGeneration(), shape, cache, Options(), Counts())
     step.close()
     printed = re.findall(r"^    (vitcache .*)$", PAGE, re.M)
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]

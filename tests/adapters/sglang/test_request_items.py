@@ -340,7 +340,39 @@ def test_precomputed_rows_on_another_device_are_copied_for_chunks_that_need_them
     other = read(inputs, 4, 9, elsewhere)
     assert (other[0].rows, other[0].spans) == (None, ())
     assert other[1].num_rows == 3
-    assert read(inputs, 0, 4, elsewhere) is not needed
+    again = read(inputs, 0, 4, elsewhere)
+    assert again is not needed
+    assert again[0].num_rows == 4
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["request lives", "request is released"])
+def test_precomputed_rows_that_sglang_moves_away_are_freed(
+    monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """As SGLang does behind each step: on a GPU it would not win memory otherwise."""
+    scene = Scene(monkeypatch)
+    rows = torch.ones(4, HIDDEN)
+    inputs = Inputs([image(1, (0, 3), feature=None, precomputed_embeddings=rows), image(2, (5, 6))])
+    scene.step(Window(inputs, 0, 3))
+    inputs.mm_items[0].precomputed_embeddings = rows.clone() if kept else None  # type: ignore[union-attr]
+    seen = weakref.ref(rows)
+    del rows
+    assert seen() is None
+    if kept:
+        scene.step(Window(inputs, 3, 4))
+
+
+def test_random_key_of_an_item_stays_if_its_tenant_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank may still be unable to hash the item, and would miss where this one finds an entry."""
+    scene = Scene(monkeypatch)
+    item = image(1, (1, 2), proxy=object())
+    for salt in ("one", "two"):
+        inputs = Inputs([item])
+        remember_tenant(request(inputs, salt))
+        scene.step(Window(inputs, 0, 4))
+        item.model_specific_data.clear()  # it could be hashed now
+    assert scene.model.num_encoded == 1
+    assert scene.service.stats().unshared == 1
 
 
 def test_many_chunks_of_random_requests_are_right(monkeypatch: pytest.MonkeyPatch) -> None:

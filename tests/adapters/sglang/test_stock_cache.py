@@ -27,12 +27,11 @@ def schedule(tmp_path: Path) -> Iterator[Any]:
 
 def test_make_gives_no_bytes_and_remembers_the_size(schedule: Any) -> None:
     cache = StockCache()
-    before = cache.making
+    before = cache.generation
     cache.make(schedule.init_mm_embedding_cache, 500)
     assert schedule.embedding_cache.max_size == 0
     assert cache.reserved_bytes == 500
-    assert cache.making is not before
-    assert cache.making is cache.making
+    assert [cache.generation, cache.generation] == [before + 1] * 2
 
 
 def test_disabled_make_gives_the_size_of_sglang(schedule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,26 +44,26 @@ def test_disabled_make_gives_the_size_of_sglang(schedule: Any, monkeypatch: pyte
     assert schedule.embedding_cache is made
 
 
-def test_restore_gives_the_size_once_and_is_no_new_making(schedule: Any) -> None:
+def test_restore_gives_the_size_once_and_is_no_new_generation(schedule: Any) -> None:
     cache = StockCache()
     cache.make(schedule.init_mm_embedding_cache, 500)
-    making = cache.making
+    generation = cache.generation
     cache.restore()
     made = schedule.embedding_cache
     assert made.max_size == 500
     cache.restore()
     assert schedule.embedding_cache is made
-    assert cache.making is making
+    assert cache.generation == generation
     assert cache.reserved_bytes == 500
 
 
-def test_second_make_is_a_new_making_and_can_be_restored(schedule: Any) -> None:
+def test_second_make_is_a_new_generation_and_can_be_restored(schedule: Any) -> None:
     cache = StockCache()
     cache.make(schedule.init_mm_embedding_cache, 500)
-    first = cache.making
+    first = cache.generation
     cache.restore()
     cache.make(schedule.init_mm_embedding_cache, 70)
-    assert cache.making is not first
+    assert cache.generation > first
     assert schedule.embedding_cache.max_size == 0
     cache.restore()
     assert schedule.embedding_cache.max_size == 70
@@ -72,9 +71,9 @@ def test_second_make_is_a_new_making_and_can_be_restored(schedule: Any) -> None:
 
 def test_cache_that_sglang_made_before_its_function_was_hooked_is_seen(schedule: Any) -> None:
     cache = StockCache()
-    before = cache.making
+    before = cache.generation
     schedule.init_mm_embedding_cache(900)
-    assert cache.making is not before
+    assert cache.generation > before
     assert cache.reserved_bytes == 900
     made = schedule.embedding_cache
     cache.restore()
@@ -95,10 +94,10 @@ def test_failed_make_changes_nothing(schedule: Any) -> None:
 
     cache = StockCache()
     cache.make(schedule.init_mm_embedding_cache, 500)
-    making = cache.making
+    generation = cache.generation
     with pytest.raises(MemoryError):
         cache.make(fails, 600)
-    assert (cache.making, cache.reserved_bytes) == (making, 500)
+    assert (cache.generation, cache.reserved_bytes) == (generation, 500)
 
 
 def test_process_without_a_cache_has_no_reserved_bytes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,8 @@ def test_scheduler_with_all_hooks_starts(start: Start) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_function_without_its_hook_is_refused_by_name(start: Start, target: Any) -> None:
     module = start()
-    owner: Any = importlib.import_module(target.module)
-    *classes, name = target.name.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    setattr(owner, name, getattr(owner, name).__wrapped__)
+    owner, _, name = target.path.rpartition(".")
+    setattr(pkgutil.resolve_name(owner), name, target.find().__wrapped__)
     with pytest.raises(RuntimeError, match=rf"{target.name}.*does not call the hook"):
         module.Scheduler()
 
@@ -126,6 +124,11 @@ def test_any_version_is_accepted_and_logged(
     with caplog.at_level(logging.WARNING, "vitcache.adapters.sglang"):
         check_version()
     assert ["0.5.24" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_tested_version_with_a_local_part_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_up, "version", lambda _: f"{TESTED_VERSIONS[0]}+cpu")
+    check_version()
 
 
 @pytest.mark.parametrize("value", ["", "0", "true", "yes"])

@@ -10,7 +10,7 @@ import pytest
 from engine_runner.pool import Pool
 from engine_runner.pytest_pool import say, use_pool
 from sglang_runner.cases import CASES, environment
-from sglang_runner.plug_ins import write_plug_ins
+from sglang_runner.plug_ins import PLUG_INS, PROBES, write_package
 
 if find_spec("sglang") is None:
     raise pytest.UsageError(
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[3] / "build/engines-sglang"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    write_plug_ins(FOLDER)
+    write_package(FOLDER / PLUG_INS, "sglang_runner", PROBES)
     pool = Pool(
         sys.executable, FOLDER, say, program="sglang_runner.child", cases=CASES, environment=environment
     )

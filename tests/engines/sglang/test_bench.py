@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_runner.bench import run_smoke_cases
 
 from vitcache.bench.claims.bench_sglang import CASES
-
-LIMIT_S = 300
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of the bench."""
-    folder: Path = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, "-m", "vitcache", "bench", "--bench", "sglang", "--cases", "smoke"]
-    done = subprocess.run(
-        [*command, "--out", str(folder)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LIMIT_S,
-    )
-    if done.returncode:
-        pytest.fail(done.stdout, pytrace=False)
-    [path] = folder.glob("sglang-*.json")
-    results: list[dict[str, Any]] = json.loads(path.read_text())
-    return results
+    return run_smoke_cases("sglang", tmp_path_factory.mktemp("bench"))[0]
 
 
 def test_bench_has_a_time_of_both_sides_in_each_case(rows: list[dict[str, Any]]) -> None:

@@ -122,3 +122,10 @@ def test_new_cache_of_sglang_gives_the_plugin_a_new_cache_of_its_size() -> None:
     ours = play(plugged(1 << 20), steps, Tower())
     assert ours.encodes == [2, 4]
     assert [cache.device_capacity_bytes for cache in ours.stats.caches] == [1 << 19]
+
+
+def test_host_tier_keeps_the_images_that_the_device_tier_evicts() -> None:
+    ours = play(plugged(IMAGE_BYTES, host_bytes=4 * IMAGE_BYTES), prompt_twice)
+    assert ours.is_right
+    assert cold_and_again(ours.encodes) == (4, 0)
+    assert ours.stats.caches[0].host.hits > 0

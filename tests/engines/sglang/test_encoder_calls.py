@@ -7,12 +7,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 from sglang.srt.managers import mm_schedule
 from sglang.srt.managers.schedule_batch import Modality
 from sglang_scene.comparison import both, play
+from sglang_scene.language_model import LanguageModel
 from sglang_scene.plugin import plugged, stock
 from sglang_scene.prompts import Prompt, Window, images, make_item
+from sglang_scene.steps import run_step
 from sglang_scene.tower import Tower
+from sglang_scene.truth import step_rows
+
+from vitcache.adapters.sglang import stats
 
 Steps = Iterator[Sequence[Window]]
 MOVERS = (
@@ -147,3 +153,29 @@ def test_offload_event_is_waited_for_before_precomputed_rows_are_read(
         monkeypatch.setattr(mm_schedule, "host_offload_event", event)
         assert play(side, steps, tower).is_right
         assert event.encodes_at_waits
+
+
+def test_two_models_of_a_process_use_their_own_rows_of_the_same_requests() -> None:
+    model, towers = LanguageModel(), [Tower(2), Tower(2), Tower()]
+    towers[1].weight *= -1
+    prompt = Prompt(16, [make_item(0, (2, 5)), make_item(1, (8, 11), modality=Modality.AUDIO)])
+    with plugged(), torch.no_grad():
+        for _ in range(2):
+            for tower in towers:
+                windows = [prompt.window()]
+                rows = run_step(windows, model, tower)
+                assert torch.equal(rows, step_rows(windows, model, tower))
+        assert len(stats().caches) == len(towers)
+    assert [tower.num_encodes for tower in towers] == [2, 2, 2]
+
+
+def test_cache_of_a_model_that_was_collected_is_closed() -> None:
+    model = LanguageModel()
+    with plugged(), torch.no_grad():
+        for _ in range(3):
+            tower = Tower()
+            windows = [images(2).window()]
+            rows = run_step(windows, model, tower)
+            assert torch.equal(rows, step_rows(windows, model, tower))
+            del tower
+        assert len(stats().caches) == 1

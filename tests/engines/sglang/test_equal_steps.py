@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from sglang.srt.managers.schedule_batch import Modality
 from sglang_scene.comparison import both
 from sglang_scene.prompts import Prompt, Window, images, make_item
@@ -132,3 +133,16 @@ def test_precomputed_rows_with_deepstack_fill_every_level() -> None:
         yield from Prompt(10, [item]).chunks(4, 6)
 
     both(steps, lambda: Tower(2))
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+def test_steps_in_inference_mode_and_outside_share_rows(levels: int) -> None:
+    def steps() -> Steps:
+        for k in (1, 2, 3, 3):
+            with torch.inference_mode(k % 2 == 1):
+                prompt = images(k)
+                yield prompt.chunks(10, len(prompt) - 10)[0]
+                yield prompt.chunks(10, len(prompt) - 10)[1]
+
+    theirs, ours = both(steps, lambda: Tower(levels))
+    assert ours.encodes == theirs.encodes

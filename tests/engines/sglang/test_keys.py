@@ -97,6 +97,25 @@ def test_equal_bytes_of_another_shape_are_two_items() -> None:
     assert ours.encodes == [2]
 
 
+def test_equal_pixels_with_another_grid_are_two_items() -> None:
+    class GridTower(Tower):
+        """Its rows depend on the grid, as those of a tower with positions do."""
+
+        @staticmethod
+        def feature(item: Any) -> torch.Tensor:
+            return item.feature * float(item.grid[1])
+
+    def steps() -> Steps:
+        grids = (torch.tensor([1, 2, 2]), torch.tensor([1, 4, 1]))
+        for grid in (*grids, *grids):
+            yield [Prompt(8, [make_item(0, (2, 5), grid=grid)]).window()]
+
+    theirs, ours = (play(side, steps, GridTower()) for side in (stock(), plugged()))
+    assert theirs.wrong_tokens == [[], [2, 3, 4, 5]] * 2
+    assert ours.is_right
+    assert ours.encodes == [1, 2, 2, 2]
+
+
 def test_equal_bytes_of_another_dtype_are_two_items() -> None:
     def steps() -> Steps:
         first, second = make_item(0, (2, 5)), make_item(0, (8, 11))
@@ -108,14 +127,22 @@ def test_equal_bytes_of_another_dtype_are_two_items() -> None:
     assert ours.is_right
 
 
-def test_equal_pixels_of_two_modalities_are_two_items() -> None:
-    def steps() -> Steps:
-        items = [make_item(0, (2, 5)), make_item(0, (8, 11), modality=Modality.AUDIO)]
-        yield [Prompt(14, items).window()]
+@pytest.mark.parametrize("other", [Modality.VIDEO, Modality.AUDIO])
+@pytest.mark.parametrize("levels", [0, 2])
+def test_equal_pixels_of_two_modalities_are_two_items(levels: int, other: Modality) -> None:
+    class ModalityTower(Tower):
+        """Its encoders of the modalities differ."""
 
-    ours = play(plugged(), steps, Tower(levels=2))
+        def rows(self, item: Any) -> torch.Tensor:
+            return super().rows(item) * item.modality.value
+
+    def steps() -> Steps:
+        for _ in range(2):
+            yield [Prompt(14, [make_item(0, (2, 5)), make_item(0, (8, 11), modality=other)]).window()]
+
+    ours = play(plugged(), steps, ModalityTower(levels))
     assert ours.is_right
-    assert ours.encodes == [2]
+    assert ours.encodes == [2, 2]
 
 
 def test_strided_pixels_share_the_rows_of_dense_ones() -> None:

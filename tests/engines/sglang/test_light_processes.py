@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sglang_runner.plug_ins import GROUP, write_package
 
 import vitcache
 
 ROOT = Path(__file__).parents[3]
-GROUP = "sglang.srt.plugins"
+LIMIT_S = 300
 # The parts of vitcache that the plug-in imports before the first image.
 LIGHT = {"_version", "adapters", "device", "lazy"}
 
@@ -68,11 +69,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("installed")
     (folder / "vitcache").symlink_to(Path(vitcache.__file__).resolve().parent)
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
-    package = folder / "vitcache_points-1.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: vitcache-points\nVersion: 1\n")
-    lines = [f"[{GROUP}]", *(f"{name} = {value}" for name, value in points.items())]
-    (package / "entry_points.txt").write_text("\n".join(lines))
+    write_package(folder, "vitcache_points", points)
     environment = {**os.environ, "PYTHONPATH": str(folder), "SGLANG_PLUGINS": "vitcache"}
     started = {
         name: subprocess.Popen(
@@ -86,7 +83,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
     results = {}
     for name, process in started.items():
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, errors
         [line] = [line for line in output.splitlines() if line.startswith("FOUND")]
         results[name] = json.loads(line.removeprefix("FOUND"))

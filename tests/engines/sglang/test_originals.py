@@ -145,3 +145,24 @@ def test_unknown_positions_are_left_to_sglang(levels: int, caplog: pytest.LogCap
     assert torch.equal(*results)
     assert found.originals == {"positions": 2}
     assert len(lines(caplog)) == 1
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+def test_text_rows_of_a_dtype_without_a_cache_are_left_to_sglang(
+    levels: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts, tower, results = [images(2), images(2)], Tower(levels), []
+    table = LanguageModel().table.double()
+    for side in (stock(), plugged()):
+        with side, torch.no_grad():
+            for prompt in prompts:
+                rows, info = mm_utils.embed_mm_inputs(
+                    *([prompt.inputs], [0], [len(prompt)], prompt.ids.clone(), table, tower),
+                    use_deepstack=tower.use_deepstack,
+                )
+            results.append(torch.cat([rows, *info.values()], dim=1))
+            found = stats()
+    assert results[1].dtype == torch.float64
+    assert torch.equal(*results)
+    assert (found.steps, found.originals) == (0, {"text_rows": 2})
+    assert len(lines(caplog)) == 1

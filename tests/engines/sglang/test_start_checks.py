@@ -12,7 +12,7 @@ import torch
 from sglang.srt.managers import mm_schedule, mm_utils
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from sglang_scene.plugin import bindings, find, plugged
+from sglang_scene.plugin import bindings, owner_of, plugged
 
 from vitcache.adapters.sglang import register, start_up
 from vitcache.adapters.sglang.options import VARIABLE
@@ -40,7 +40,7 @@ def starts() -> bool:
 
 
 def set_target(monkeypatch: pytest.MonkeyPatch, target: Any, value: Any) -> None:
-    monkeypatch.setattr(find(target, parent=True), target.name.split(".")[-1], value)
+    monkeypatch.setattr(owner_of(target), target.name.split(".")[-1], value)
 
 
 def test_scheduler_starts_with_every_hook_in_place() -> None:
@@ -50,14 +50,14 @@ def test_scheduler_starts_with_every_hook_in_place() -> None:
 
 @pytest.mark.parametrize("target", CHECKED, ids=lambda target: target.name)
 def test_target_without_its_hook_ends_the_scheduler(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_target(monkeypatch, target, find(target).__wrapped__)
+    set_target(monkeypatch, target, target.find().__wrapped__)
     with pytest.raises(RuntimeError, match=rf"{target.path} does not call the hook"):
         start()
 
 
 @pytest.mark.parametrize("target", CHECKED, ids=lambda target: target.name)
 def test_renamed_target_ends_the_scheduler(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(find(target, parent=True), target.name.split(".")[-1])
+    monkeypatch.delattr(owner_of(target), target.name.split(".")[-1])
     with pytest.raises(RuntimeError, match=rf"{target.path} is missing"):
         start()
 
@@ -66,7 +66,7 @@ def test_renamed_target_ends_the_scheduler(target: Any, monkeypatch: pytest.Monk
 def test_target_that_another_plugin_replaced_ends_the_scheduler(
     target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @functools.wraps(find(target).__wrapped__)
+    @functools.wraps(target.find().__wrapped__)
     def theirs(*arguments: Any, **named: Any) -> None:
         raise AssertionError("not called")
 
@@ -87,7 +87,7 @@ def test_target_with_other_parameters_ends_the_scheduler(monkeypatch: pytest.Mon
 
 def test_registry_that_applies_nothing_ends_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     for target in CHECKED:
-        set_target(monkeypatch, target, find(target).__wrapped__)
+        set_target(monkeypatch, target, target.find().__wrapped__)
     with pytest.raises(RuntimeError, match=r"prepare_mm_inputs does not call the hook"):
         start()
 
@@ -157,17 +157,17 @@ def test_disabled_plugin_checks_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 def test_second_registration_changes_nothing() -> None:
     register()
     HookRegistry.apply_hooks()
-    before = {target.path: find(target) for target in HOOKED}
+    before = {target.path: target.find() for target in HOOKED}
     register()
     HookRegistry.apply_hooks()
     HookRegistry.reset()
-    assert {target.path: find(target) for target in HOOKED} == before
+    assert {target.path: target.find() for target in HOOKED} == before
 
 
 def test_scheduler_without_the_checking_hook_is_refused_when_it_makes_its_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    set_target(monkeypatch, SET_UP, find(SET_UP).__wrapped__)
+    set_target(monkeypatch, SET_UP, SET_UP.find().__wrapped__)
     assert starts()  # SGLang's own function, which checks nothing
     with pytest.raises(RuntimeError, match=rf"{SET_UP.path} does not call the hook"):
         mm_schedule.init_mm_embedding_cache(1 << 20)

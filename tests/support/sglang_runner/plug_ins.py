@@ -1,21 +1,19 @@
-"""The package of the tests' plug-ins, as pip would install it: a folder on the path with its entry points."""
+"""Plug-ins of SGLang as pip installs them: a package in a folder on the path, with its entry points."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-PLUG_INS = "plug_ins"  # in the folder of the engines
-FILES = {
-    "METADATA": "Metadata-Version: 2.1\nName: sglang-runner\nVersion: 1\n",
-    "entry_points.txt": (
-        "[sglang.srt.plugins]\nprobe = sglang_runner.probe:probe\nrename = sglang_runner.probe:rename\n"
-    ),
-}
+GROUP = "sglang.srt.plugins"
+PLUG_INS = "plug_ins"  # the folder of the tests' plug-ins, in the folder of the engines
+PROBES = {name: f"sglang_runner.probe:{name}" for name in ("probe", "rename")}
 
 
-def write_plug_ins(folder: Path) -> None:
-    """Write the package into the folder of the engines."""
-    package = folder / PLUG_INS / "sglang_runner-1.dist-info"
+def write_package(folder: Path, name: str, plug_ins: Mapping[str, str]) -> None:
+    """Write the metadata of a package `name` into `folder`: the entry point of each plug-in."""
+    package = folder / f"{name}-1.dist-info"
     package.mkdir(parents=True, exist_ok=True)
-    for name, text in FILES.items():
-        (package / name).write_text(text)
+    (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    lines = [f"[{GROUP}]", *(f"{plug_in} = {target}" for plug_in, target in plug_ins.items())]
+    (package / "entry_points.txt").write_text("\n".join(lines))

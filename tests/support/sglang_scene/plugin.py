@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import os
+import pkgutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +19,10 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.runtime_context import get_context
 
 import vitcache.adapters.sglang as adapter
-from vitcache.adapters.sglang import hooks
+from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.options import VARIABLE
-from vitcache.adapters.sglang.service import the_service
 from vitcache.adapters.sglang.start_up import HOOKED
+from vitcache.adapters.sglang.targets import Target
 
 MiB = 1 << 20
 DEFAULT_BYTES = 4 * MiB
@@ -44,16 +45,15 @@ def bindings() -> list[Binding]:
     """
     for target in HOOKED:
         importlib.import_module(target.module)
-        function = find(target)
-        setattr(find(target, parent=True), target.name.split(".")[-1], inspect.unwrap(function))
+        setattr(owner_of(target), target.name.split(".")[-1], inspect.unwrap(target.find()))
     get_context().override_server_args(tp_size=1).install()
     HookRegistry.reset()
     adapter.register()
     HookRegistry.apply_hooks()
     HookRegistry.reset()
-    hooked = {id(function): function for function in map(find, HOOKED)}
+    hooked = {id(target.find()) for target in HOOKED}
     owners = [module for module in list(sys.modules.values()) if module is not None]
-    owners += [find(target, parent=True) for target in HOOKED if "." in target.name]
+    owners += [owner_of(target) for target in HOOKED if "." in target.name]
     return [
         Binding(owner, name, value.__wrapped__, value)
         for owner in {id(owner): owner for owner in owners}.values()
@@ -62,12 +62,9 @@ def bindings() -> list[Binding]:
     ]
 
 
-def find(target: Any, parent: bool = False) -> Any:
-    """The function of a target, or its class or module."""
-    found: Any = sys.modules[target.module]
-    for part in target.name.split(".")[: -1 if parent else None]:
-        found = getattr(found, part)
-    return found
+def owner_of(target: Target) -> Any:
+    """The class or module of a target."""
+    return pkgutil.resolve_name(target.path.rpartition(".")[0])
 
 
 def switch(is_on: bool) -> None:
@@ -88,8 +85,7 @@ def stock(num_bytes: int = DEFAULT_BYTES) -> Iterator[None]:
 @contextmanager
 def plugged(num_bytes: int = DEFAULT_BYTES, **options: Any) -> Iterator[None]:
     """SGLang with the plug-in and its options, as in a new process whose SGLang reserves `num_bytes`."""
-    the_service.cache_clear()
-    hooks._service.cache_clear()
+    service.SERVICE = service.Service()
     os.environ[VARIABLE] = json.dumps(options)
     switch(is_on=True)
     try:

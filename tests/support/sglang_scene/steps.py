@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from sglang.srt.managers import mm_utils
-from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from torch import Tensor
 
 from sglang_scene.language_model import HIDDEN, VOCABULARY, LanguageModel
 from sglang_scene.prompts import Window
 from sglang_scene.tower import Tower
+from vitcache.bench.sglang.turns import forward_batch
 
 
 def make_batch(windows: Sequence[Window], padding: int = 0) -> tuple[Tensor, Any]:
     """Return the `input_ids` of a step and a stand-in of its `ForwardBatch`, whose static buffer is NaN."""
     parts = [prompt.ids[start : start + length] for prompt, start, length in windows]
     ids = torch.cat([*parts, torch.zeros(padding, dtype=torch.int64)])
-    inputs = [window.prompt.inputs for window in windows]
-    batch = SimpleNamespace(
-        forward_mode=ForwardMode.EXTEND,
-        mm_inputs=inputs,
-        extend_prefix_lens_cpu=[window.start for window in windows],
-        extend_seq_lens_cpu=[window.length for window in windows],
-        input_embeds=torch.full((len(ids), HIDDEN), float("nan"), dtype=torch.bfloat16),
-        spec_algorithm=None,
-        mm_input_embeds=None,
-        contains_mm_inputs=lambda: any(part is not None for part in inputs),
+    batch = forward_batch(
+        [window.prompt.inputs for window in windows],
+        [window.start for window in windows],
+        [window.length for window in windows],
+        torch.full((len(ids), HIDDEN), float("nan"), dtype=torch.bfloat16),
     )
     return ids, batch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,19 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
+from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT, server_arguments
 from vitcache.pipeline.items import Item
 from vitcache.rows import DTYPES
 
 Embedder = Callable[[list[Any]], Any]
+
+
+def num_encoder_ranks() -> int:
+    """Return the number of ranks that share the items of a call (`--mm-enable-dp-encoder`), or 1."""
+    context = sys.modules.get(RUNTIME_CONTEXT)
+    if context is None or not getattr(server_arguments(), "mm_enable_dp_encoder", False):
+        return 1
+    return int(context.get_parallel().attn_tp_size)
 
 
 class PrunedVideo(Exception):

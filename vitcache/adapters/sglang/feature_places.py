@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE, MM_UTILS, RUNTIME_CONTEXT
 from vitcache.placement.spans import Span
 
-_SCHEDULE = "sglang.srt.managers.mm_schedule"
-_CONTEXT = "sglang.srt.runtime_context"
 # In `model_specific_data`. The first is an event behind an encoder's own copy of the feature to host memory.
 _COPIED = "_sglang_cuda_ipc_feature_copy_event"
 _BORROW = "_sglang_borrow_cuda_ipc_feature"
@@ -21,7 +20,9 @@ _BORROW = "_sglang_borrow_cuda_ipc_feature"
 def wait_until_offloaded(source: Any, feature: Any) -> None:
     """Block the host until the copies of a feature to host memory are complete.
 
-    SGLang copies the features of a chunk back without waiting. They can be read after its event.
+    SGLang copies the features of a chunk back without waiting. They can be read after its event. With
+    SGLANG_MM_BUFFER_SIZE_MB, it copies each feature back when a request arrives, and records no event: the
+    host waits for the current stream, which is ordered behind the copy.
 
     Parameters
     ----------
@@ -32,10 +33,12 @@ def wait_until_offloaded(source: Any, feature: Any) -> None:
     """
     if not _is_on_host(feature):
         return
-    schedule = sys.modules.get(_SCHEDULE)
+    schedule = sys.modules.get(MM_SCHEDULE)
     for event in (getattr(schedule, "host_offload_event", None), source.model_specific_data.get(_COPIED)):
         if event is not None:
             event.synchronize()
+    if getattr(sys.modules.get(MM_UTILS), "_GPU_FEATURE_BUFFER", None) is not None:
+        torch.cuda.current_stream().synchronize()
 
 
 def can_be_borrowed(source: Any) -> bool:
@@ -59,7 +62,7 @@ def can_be_opened(source: Any) -> bool:
 
     With one tensor parallel rank, the encoder would do so. With several ranks, each feature is for one rank.
     """
-    context = sys.modules.get(_CONTEXT)
+    context = sys.modules.get(RUNTIME_CONTEXT)
     return can_be_borrowed(source) and context is not None and context.get_parallel().tp_size == 1
 
 
@@ -74,7 +77,7 @@ def open_feature(source: Any, device: torch.device) -> None:
 
 def encoder_moves(embedder: Any) -> bool:
     """Whether an encoder of SGLang moves features to its device itself, in one copy for a batch."""
-    schedule = sys.modules.get(_SCHEDULE)
+    schedule = sys.modules.get(MM_SCHEDULE)
     return schedule is not None and bool(schedule._can_skip_pre_embed_feature_move(embedder))
 
 

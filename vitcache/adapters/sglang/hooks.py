@@ -6,9 +6,9 @@ service is imported in the first call, in the process that embeds.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vitcache.adapters.sglang.tenant import remember_tenant
@@ -22,16 +22,17 @@ FORWARD_BATCH: ContextVar[Any] = ContextVar("vitcache.forward_batch", default=No
 _IS_ORIGINAL: ContextVar[bool] = ContextVar("vitcache.is_original", default=False)
 
 
-@cache
 def _service() -> Service:
-    from vitcache.adapters.sglang.service import the_service
+    from vitcache.adapters.sglang.service import SERVICE
 
-    return the_service()
+    return SERVICE
 
 
 def _used_service() -> Service | None:
-    """Return the service if a step was embedded in this process."""
-    return _service() if _service.cache_info().currsize else None
+    """Return the service if this process has imported it: else no step was embedded."""
+    # A thread that calls `stats` may just be importing the module, which has no service yet.
+    service: Service | None = getattr(sys.modules.get("vitcache.adapters.sglang.service"), "SERVICE", None)
+    return service
 
 
 def around_prepare(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

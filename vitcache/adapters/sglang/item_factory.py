@@ -24,8 +24,6 @@ from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
 from vitcache.rows import DTYPES
 
-ARGUMENTS = "sglang"  # the argument of `Item` with the arguments of a key, which are hashed with the feature
-
 
 class Feature:
     """A callable that returns the feature that an item of SGLang has now.
@@ -161,7 +159,7 @@ class ItemFactory:
             row_width=self.row_width(source.modality),
             context=source,
             move_feature=is_moved,
-            sglang=key.arguments,
+            sglang=key.arguments,  # hashed with the feature
         )
         item.digest = key.digest
         return item, key

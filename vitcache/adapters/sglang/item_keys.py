@@ -16,6 +16,8 @@ from vitcache.keys.framing import Frames
 
 # SGLang's transports store their own state under such names. The encoder's output does not depend on it.
 _TRANSPORT = "_sglang_"
+# Each rank has decoded a part of the video: its feature does not tell the rows, which all ranks compute.
+_PARTIAL = "dp_decode_sharded"
 
 
 class ItemKey(NamedTuple):
@@ -64,13 +66,27 @@ def item_key(
         if not name.startswith(_TRANSPORT)
     }
     hashed = {name: value for name, value in data.items() if is_hashable(value)}
-    arguments = {"modality": source.modality.name, "tenant": list(tenant), "rows": num_rows, "data": hashed}
+    # Some encoders return features of the format PRECOMPUTED_EMBEDDING unchanged.
+    form = getattr(source, "format", None)
+    arguments = {
+        "modality": source.modality.name,
+        "format": None if form is None else form.name,
+        "tenant": list(tenant),
+        "rows": num_rows,
+        "data": hashed,
+    }
+    if data.get(_PARTIAL):
+        return _unshared()
     if source.identity is not None:
         return _named("identity", bytes(source.identity), arguments)
     if trust_engine_hash and source.hash is not None:
         return _named("hash", source.hash.to_bytes(8, "big"), arguments)
     if len(hashed) == len(data) and (can_be_opened or is_feature(source.feature)):
         return ItemKey(None, arguments)
+    return _unshared()
+
+
+def _unshared() -> ItemKey:
     return ItemKey(os.urandom(KEY_BYTES), {}, is_shared=False)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo
+from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo, num_encoder_ranks
 from vitcache.adapters.sglang.item_factory import ItemFactory
+from vitcache.adapters.sglang.model_cache import StepShape
 from vitcache.adapters.sglang.namespace import namespace_of
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.request_items import RequestItems
@@ -22,20 +21,8 @@ from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE, VisionPipeline
 
+MIB = 1 << 20
 logger = logging.getLogger("vitcache.adapters.sglang")
-
-MOST_PAGE_ROWS = 16
-FEWEST_PAGES = 1024
-
-
-@dataclass(frozen=True)
-class StepShape:
-    """The rows of a model: elements of a text row, deepstack levels, dtype and device."""
-
-    hidden: int
-    levels: int
-    dtype: torch.dtype
-    device: torch.device
 
 
 class StepCall(NamedTuple):
@@ -66,46 +53,38 @@ class ModelStep:
         The model of SGLang, or None. It is referred to weakly, if its class allows that.
     shape
         The rows of the model.
-    device_bytes
-        Size of the device tier.
+    cache
+        The cache of its rows, from `make_cache`. The object closes it.
     """
 
     def __init__(
-        self, model: Any, shape: StepShape, device_bytes: int, options: Options, counts: Counts
+        self,
+        model: Any,
+        shape: StepShape,
+        cache: EmbeddingCache,
+        options: Options,
+        counts: Counts,
     ) -> None:
         self.model = _reference(model)
-        self._has_model = model is not None
         self.shape = shape
         self._counts = counts
         self._deepstack: Mapping[Any, bool] = {}
         self._calls = EncoderCalls(counts, shape.dtype)
-        width = shape.hidden * (1 + shape.levels)
-        row_bytes = width * shape.dtype.itemsize
-        device_bytes = max(device_bytes, row_bytes)
-        size = page_rows(device_bytes // row_bytes)
-        # A tier smaller than a page gets one: the size of a row is not known when the options are checked.
-        host_bytes = max(options.host_bytes, row_bytes * size) if options.host_bytes else 0
-        self.cache = EmbeddingCache(
-            width,
-            dtype=shape.dtype,
-            device=shape.device,
-            device_bytes=device_bytes,
-            host_bytes=host_bytes,
-            page_rows=size,
-        )
+        self.cache = cache
+        sizes = cache.stats()
         logger.info(
-            "vitcache keeps the rows of %s: %d MiB on %s, %d MiB in host memory, pages of %d rows",
+            "vitcache keeps the rows of %s: %.0f MiB on %s, %.0f MiB in host memory, pages of %d rows",
             type(model).__name__,
-            device_bytes >> 20,
+            sizes.device_capacity_bytes / MIB,
             shape.device,
-            host_bytes >> 20,
-            self.cache.page_rows,
+            sizes.host_capacity_bytes / MIB,
+            cache.page_rows,
         )
         self._pipeline = VisionPipeline(
             self._calls.encode,
             self.cache,
             namespace=namespace_of(model, shape.dtype),
-            max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE,
+            max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE * num_encoder_ranks(),
         )
         self._factory = ItemFactory(
             self._row_width,
@@ -119,7 +98,7 @@ class ModelStep:
     @property
     def is_orphan(self) -> bool:
         """Whether the model was collected."""
-        return self._has_model and self.model() is None
+        return isinstance(self.model, weakref.ref) and self.model() is None
 
     def embed(
         self, call: StepCall, model: Any, functions: Mapping[Any, Any] | None, inputs_embeds: Tensor
@@ -212,20 +191,3 @@ def _reference(model: Any) -> Callable[[], Any]:
         return weakref.ref(model)
     except TypeError:  # such as None
         return lambda: model
-
-
-def page_rows(num_rows: int) -> int:
-    """Return the rows of a page for a device tier of `num_rows` rows: a power of two, at most 16.
-
-    The last page of an item is not full. A small tier has small pages, so that it contains about as many
-    items as its bytes do; a page of one row costs the host more (docs/decisions.md).
-
-    Examples
-    --------
-    >>> [page_rows(num_rows) for num_rows in (80, 3200, 65536)]
-    [1, 2, 16]
-    """
-    size = 1
-    while size < MOST_PAGE_ROWS and num_rows >= 2 * size * FEWEST_PAGES:
-        size *= 2
-    return size

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 
+from vitcache.adapters.sglang.engine_modules import server_arguments
 from vitcache.keys.namespace import Namespace
 
 # Options of SGLang's server that change the rows of an encoder.
@@ -26,7 +26,7 @@ def namespace_of(model: Any, dtype: torch.dtype) -> Namespace:
     dtype
         The dtype of its rows.
     """
-    arguments = _server_arguments()
+    arguments = server_arguments()
     options = {name: str(getattr(arguments, name, None)) for name in OPTIONS}
     kind = type(model)
     return Namespace(
@@ -35,12 +35,3 @@ def namespace_of(model: Any, dtype: torch.dtype) -> Namespace:
         processor=str([f"{kind.__module__}.{kind.__qualname__}", *sorted(options.items())]),
         dtype=str(dtype),
     )
-
-
-def _server_arguments() -> Any:
-    """Return SGLang's `ServerArgs`, or None if the process has set none."""
-    context = sys.modules.get("sglang.srt.runtime_context")
-    try:
-        return None if context is None else context.get_server_args()
-    except ValueError:
-        return None

@@ -24,7 +24,8 @@ class Options:
     host_bytes
         Size of the host tier of each rank, in pinned memory; 0: no host tier.
     max_rows_per_encode
-        Most rows of one call of the encoder. None: the default of `VisionPipeline`.
+        Most rows of one call of the encoder. None: the default of `VisionPipeline`, times the ranks that
+        share the items of a call.
     trust_engine_hash
         True: the 64-bit hash of SGLang stands for the content of an item. Items are then not hashed by
         vitcache, and two items with one hash, of one modality, one number of rows and equal grids are one.

@@ -10,7 +10,7 @@ from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 from vitcache.adapters.sglang.feature_places import can_be_borrowed, lend
-from vitcache.adapters.sglang.item_factory import ARGUMENTS, ItemFactory
+from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.item_keys import ItemKey
 from vitcache.adapters.sglang.tenant import NO_TENANT, tenant_of
 from vitcache.pipeline.items import Item, Items
@@ -39,7 +39,7 @@ class RequestItems:
         self._sources: Sequence[Any] = ()
         self._offsets: Sequence[Any] = ()
         self._rows: Sequence[Any] = ()
-        self._unkeyed: list[tuple[Any, Item]] = []
+        self._unkeyed: list[tuple[Any, Item, ItemKey]] = []
         self._borrowed: list[tuple[Any, Item]] = []
 
     @classmethod
@@ -81,32 +81,35 @@ class RequestItems:
         self._unkeyed = []
         occupied: list[tuple[int, int]] = []
         elsewhere = [factory.is_elsewhere(source) for source in sources]
-        items = Items(
-            [
-                self._make(source, factory, occupied, (start, stop) if is_elsewhere else None)
-                for source, is_elsewhere in zip(sources, elsewhere, strict=True)
-            ]
-        )
-        # Copies of rows live for one step, as those of SGLang.
-        self._items = None if any(elsewhere) else items
+        made = [
+            self._make(source, factory, occupied, (start, stop) if is_elsewhere else None)
+            for source, is_elsewhere in zip(sources, elsewhere, strict=True)
+        ]
+        items = Items(made)
+        # Precomputed rows, and copies of them, live for one step: SGLang moves them to host memory after it,
+        # and would not free their memory on the device while this object refers to them.
+        rows = list(map(_ROWS, sources))
+        has_rows = [each for each in rows if each is not None]
+        self._items = None if has_rows else items
         self._factory = factory
         self._sources = list(sources)
-        pairs = zip(sources, items, strict=True)
+        pairs = zip(sources, made, strict=True)
         self._borrowed = [(source, item) for source, item in pairs if item.spans and can_be_borrowed(source)]
         for source, item in self._borrowed:
             lend(source, item.spans, start, stop)
-        self._offsets, self._rows = list(map(_OFFSETS, sources)), list(map(_ROWS, sources))
+        self._offsets = list(map(_OFFSETS, sources))
+        self._rows = () if has_rows else rows
         return items
 
     def store_keys(self) -> None:
         """Store the keys that a step has computed with the items of SGLang: sessions pass them on."""
         if not self._unkeyed:
             return
-        for source, item in self._unkeyed:
+        for source, item, key in self._unkeyed:
             if item.digest is not None:
-                key = ItemKey(None, item.encoder_kwargs[ARGUMENTS], digest=item.digest)
-                source.__dict__[NAME] = _KnownKey(source.offsets, self._tenant, key)
-        self._unkeyed = [pair for pair in self._unkeyed if pair[1].digest is None]
+                known = key._replace(digest=item.digest)
+                source.__dict__[NAME] = _KnownKey(source.offsets, self._tenant, known)
+        self._unkeyed = [each for each in self._unkeyed if each[1].digest is None]
 
     def _is_current(self, sources: Sequence[Any]) -> bool:
         return (
@@ -135,13 +138,15 @@ class RequestItems:
         if window is not None and not any(_overlaps(span, window) for span in spans):
             return Item(None, None)
         known: _KnownKey | None = source.__dict__.get(NAME)
-        if known is not None and (known.offsets is not offsets or known.tenant != self._tenant):
+        # A random key stays: on another rank the same item may still be unhashable, and ranks must agree.
+        is_fixed = known is not None and not known.key.is_shared
+        if known is not None and not is_fixed and not known.is_of(offsets, self._tenant):
             known = None
         item, key = factory.make(source, spans, self._tenant, None if known is None else known.key)
         if key is not None and key.key is not None:
             source.__dict__[NAME] = _KnownKey(offsets, self._tenant, key)
         elif key is not None and key.digest is None:
-            self._unkeyed.append((source, item))
+            self._unkeyed.append((source, item, key))
         return item
 
 
@@ -155,6 +160,10 @@ class _KnownKey(NamedTuple):
     offsets: Any
     tenant: tuple[str, str]
     key: ItemKey
+
+    def is_of(self, offsets: Any, tenant: tuple[str, str]) -> bool:
+        """Whether the key was computed from these objects."""
+        return self.offsets is offsets and self.tenant == tenant
 
 
 def spans_of(offsets: Any) -> list[Span]:

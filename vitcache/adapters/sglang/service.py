@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from typing import Any
 
 import torch
@@ -12,10 +11,12 @@ from torch import Tensor
 
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.sglang.counts import Counts, SglangStats
-from vitcache.adapters.sglang.model_step import ModelStep, StepCall, StepShape
+from vitcache.adapters.sglang.model_cache import StepShape, make_cache
+from vitcache.adapters.sglang.model_step import ModelStep, StepCall
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
-from vitcache.adapters.sglang.windows import token_offsets
+from vitcache.adapters.sglang.token_offsets import token_offsets
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.rows import DTYPES
 
 UNRESERVED_BYTES = 100 << 20  # the default of SGLANG_VLM_CACHE_SIZE_MB
@@ -30,8 +31,21 @@ class Service:
     def __init__(self) -> None:
         self.counts = Counts()
         self._options: Options | None = None
-        self._making = STOCK_CACHE.making
+        self._generation = STOCK_CACHE.generation
         self._steps: dict[tuple[int, StepShape], ModelStep] = {}
+        self._early: tuple[StepShape, EmbeddingCache] | None = None  # until the first step
+
+    def make_early(self, shape: StepShape) -> None:
+        """Make the cache of the first step now, when a scheduler starts.
+
+        If the first step has another shape, its cache replaces this one.
+
+        Raises
+        ------
+        MemoryError
+            If the memory of a tier cannot be allocated.
+        """
+        self._early = shape, self._make_cache(shape)
 
     def embed(
         self,
@@ -47,12 +61,26 @@ class Service:
         *,
         batch: Any,
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """Build the result of SGLang's `embed_mm_inputs`, or return None: SGLang's own function must run.
+        """Build the result of SGLang's `embed_mm_inputs`, whose arguments these are, and `batch`.
 
         Parameters
         ----------
+        requests, starts, lengths
+            As in `StepCall`.
+        input_ids
+            The ids of the batch ``(tokens,)``, int64.
+        input_embedding
+            SGLang's embedding of text tokens, a module.
+        model, functions
+            As in `EncoderCalls.use`.
         batch
             The `ForwardBatch` of the running `prepare_mm_inputs`, or None.
+
+        Returns
+        -------
+        tuple or None
+            `inputs_embeds` ``(tokens, hidden)``, and the result of `ModelStep.embed`. None: SGLang's own
+            function must run.
 
         Notes
         -----
@@ -115,20 +143,39 @@ class Service:
 
     def _step_of(self, model: Any, shape: StepShape) -> ModelStep:
         """Return the steps of a model. The first step of a model makes its cache."""
-        if self._making is not STOCK_CACHE.making:  # its cache may have another size now
-            self._making = STOCK_CACHE.making
+        if self._generation != STOCK_CACHE.generation:  # its cache may have another size now
+            self._generation = STOCK_CACHE.generation
             self._options = None  # the operator may have changed them
             self._close(list(self._steps))
+            if self._early is not None:
+                self._early[1].close()
+                self._early = None
         step = self._steps.get((id(model), shape))
         if step is not None and step.model() is model:
             return step
         # A model that was collected can have had the same id.
         self._close([name for name, step in self._steps.items() if step.is_orphan])
-        if self._options is None:
-            self._options = Options.from_environment()
-        step = ModelStep(model, shape, self._device_bytes(self._options), self._options, self.counts)
+        step = ModelStep(model, shape, self._cache_for(shape), self._read_options(), self.counts)
         self._steps[id(model), shape] = step
         return step
+
+    def _cache_for(self, shape: StepShape) -> EmbeddingCache:
+        """Return the cache of `make_early`, once, or a new one. One of another shape is closed first."""
+        early, self._early = self._early, None
+        if early is not None:
+            if early[0] == shape:
+                return early[1]
+            early[1].close()
+        return self._make_cache(shape)
+
+    def _make_cache(self, shape: StepShape) -> EmbeddingCache:
+        options = self._read_options()
+        return make_cache(shape, self._device_bytes(options), options)
+
+    def _read_options(self) -> Options:
+        if self._options is None:
+            self._options = Options.from_environment()
+        return self._options
 
     def _close(self, names: Sequence[tuple[int, StepShape]]) -> None:
         for name in names:
@@ -148,13 +195,7 @@ def _has_pruned_video(model: Any, requests: Sequence[Any]) -> bool:
     return any(item.modality.name == "VIDEO" for item in items)
 
 
-@cache
-def the_service() -> Service:
-    """Return the service of this process."""
-    return Service()
-
-
-the_service()  # by the import, so that two threads do not make two
+SERVICE = Service()
 
 
 def stats() -> SglangStats:
@@ -168,4 +209,4 @@ def stats() -> SglangStats:
     >>> stats().steps
     0
     """
-    return the_service().stats()
+    return SERVICE.stats()

@@ -11,10 +11,9 @@ from typing import Any
 
 from vitcache._version import __version__
 from vitcache.adapters.disabling import is_disabled
+from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE, SCHEDULER
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
 from vitcache.adapters.sglang.targets import (
-    MM_SCHEDULE,
-    SCHEDULER,
     TARGETS,
     Target,
     check_target,
@@ -27,9 +26,19 @@ logger = logging.getLogger("vitcache.adapters.sglang")
 
 
 def around_set_up(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-    """`Scheduler.__init__`: checks the version, the options and the hooks before the scheduler is made."""
+    """`Scheduler.__init__`: checks the version, the options and the hooks before the scheduler is made.
+
+    Behind it, makes the cache of the scheduler's model: if the memory of its tiers cannot be allocated, the
+    engine does not start.
+    """
     check_start_up()
-    return original(scheduler, *args, **kwargs)
+    result = original(scheduler, *args, **kwargs)
+    config = getattr(scheduler, "model_config", None)
+    if getattr(config, "is_multimodal", False) and not is_disabled():
+        from vitcache.adapters.sglang.early_cache import make_early  # imports torch
+
+        make_early(scheduler)
+    return result
 
 
 def around_make_cache(original: Callable[..., Any], max_size: int = 0) -> Any:
@@ -83,7 +92,7 @@ def check_version() -> None:
         variable.
     """
     try:
-        found = version("sglang")
+        found = version("sglang").partition("+")[0]  # without the local part, as of 0.5.23+cpu
     except PackageNotFoundError:
         found = "of an unknown version"
     if found in TESTED_VERSIONS:

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitcache.adapters.disabling import is_disabled
-
-_SCHEDULE = "sglang.srt.managers.mm_schedule"
+from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE
 
 
 class StockCache:
@@ -19,9 +18,9 @@ class StockCache:
 
     def __init__(self) -> None:
         self._cache: Any = None
-        self._reserved_bytes: int | None = None
+        self._reserved_bytes = 0
         self._make: Callable[..., Any] | None = None  # makes it with another size, while it has none
-        self._making = object()
+        self._generation = 0
 
     def make(self, original: Callable[..., Any], num_bytes: int) -> Any:
         """Make SGLang's cache with 0 bytes, or with its own size while VITCACHE_DISABLE is set.
@@ -37,7 +36,7 @@ class StockCache:
         result = original(0 if is_empty else num_bytes)
         self._cache, self._reserved_bytes = _current(), num_bytes
         self._make = original if is_empty else None
-        self._making = object()
+        self._generation += 1
         return result
 
     def restore(self) -> None:
@@ -50,22 +49,22 @@ class StockCache:
             self._cache, self._make = _current(), None
 
     @property
-    def making(self) -> object:
-        """An object that is another one each time that SGLang has made its cache."""
+    def generation(self) -> int:
+        """A number that increases each time that SGLang has made its cache."""
         if _current() is not self._cache:  # made before its function was hooked
             self._cache, self._make = _current(), None
-            self._reserved_bytes = getattr(self._cache, "max_size", None)
-            self._making = object()
-        return self._making
+            self._reserved_bytes = getattr(self._cache, "max_size", 0)
+            self._generation += 1
+        return self._generation
 
     @property
     def reserved_bytes(self) -> int:
         """The bytes that SGLang has reserved for embeddings; 0: none, or not known."""
-        return self._reserved_bytes or 0
+        return self._reserved_bytes
 
 
 def _current() -> Any:
-    return getattr(sys.modules.get(_SCHEDULE), "embedding_cache", None)
+    return getattr(sys.modules.get(MM_SCHEDULE), "embedding_cache", None)
 
 
 STOCK_CACHE = StockCache()

@@ -5,15 +5,11 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from vitcache.adapters.sglang import hooks
+from vitcache.adapters.sglang.engine_modules import MM_UTILS, SCHEDULE_BATCH, SCHEDULER, WEIGHT_UPDATER
 
-MM_UTILS = "sglang.srt.managers.mm_utils"
-MM_SCHEDULE = "sglang.srt.managers.mm_schedule"
-SCHEDULE_BATCH = "sglang.srt.managers.schedule_batch"
-SCHEDULER = "sglang.srt.managers.scheduler"
-WEIGHT_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
 UPDATER = "SchedulerWeightUpdaterManager"
 
 
@@ -39,6 +35,13 @@ class Target(NamedTuple):
     def path(self) -> str:
         """The target as SGLang's hook registry names it."""
         return f"{self.module}.{self.name}"
+
+    def find(self) -> Any:
+        """Return the function that SGLang calls now, or None if it or its module is missing."""
+        found: Any = sys.modules.get(self.module)
+        for part in self.name.split("."):
+            found = getattr(found, part, None)
+        return found
 
 
 TARGETS = (
@@ -83,12 +86,9 @@ def check_targets() -> None:
 
 def check_target(target: Target) -> None:
     """Check one target. Raises as `check_targets`."""
-    module = sys.modules.get(target.module)
-    if module is None:
+    if target.module not in sys.modules:
         _refuse(f"{target.module} is not loaded in the scheduler")
-    found: Any = module
-    for part in target.name.split("."):
-        found = getattr(found, part, None)
+    found = target.find()
     if found is None:
         _refuse(f"{target.path} is missing")
     parameters = tuple(inspect.signature(found).parameters)  # of the innermost function
@@ -118,7 +118,7 @@ def _content(cell: Any) -> Any:
         return None
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     raise RuntimeError(
         f"{message}: SGLang would serve without vitcache. Install a tested version of SGLang, or set "
         "VITCACHE_DISABLE=1, or leave vitcache out of SGLANG_PLUGINS"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitcache.adapters.sglang.windows import token_offsets
+from vitcache.adapters.sglang.token_offsets import token_offsets
 
 A, B = object(), object()
 
