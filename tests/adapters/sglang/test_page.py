@@ -108,7 +108,8 @@ def test_printed_log_lines_are_those_of_a_start_and_of_the_first_step(
 
 
 def test_every_message_of_the_page_is_a_message_of_the_code() -> None:
-    paths = [*(ROOT / "vitcache/adapters/sglang").glob("*.py"), ROOT / "vitcache/arguments.py"]
+    shared = [ROOT / "vitcache" / name for name in ("arguments.py", "pages/pool.py")]
+    paths = [*(ROOT / "vitcache/adapters/sglang").glob("*.py"), *shared]
     sources = [re.sub(r'"\s*f?"', "", path.read_text()) for path in paths]
     fragments = [cells[0].strip("`") for cells in rows_below("Trouble")]
     unknown = {text for text in fragments if not any(text in source for source in sources)}

@@ -68,6 +68,45 @@ def test_module_between_is_hooked_also_in_modules_that_import_its_names(folder: 
     assert wrappers() == {1}
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_hook_of_another_plug_in_that_imports_the_module_is_applied_once(
+    folder: Path, is_first: bool
+) -> None:
+    registry = importlib.import_module("sglang.srt.plugins.hook_registry")
+    calls = []
+
+    def other(original: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    path = "sglang.srt.managers.mm_utils.embed_mm_inputs"
+    if is_first:
+        registry.HookRegistry.register(path, other, registry.HookType.AROUND)
+    register()
+    if not is_first:
+        registry.HookRegistry.register(path, other, registry.HookType.AROUND)
+    apply()
+    assert num_wrappers(find(path)) == 2
+    assert find(path)(None, [], [], None, None) == "stock"
+    assert len(calls) == 1
+    importlib.import_module(SCHEDULER)
+    apply()
+    assert {target.path: num_wrappers(find(target.path)) for target in HOOKED} == {
+        target.path: 2 if target.path == path else 1 for target in HOOKED
+    }
+
+
+def test_hooks_that_are_registered_later_name_the_plug_in(folder: Path) -> None:
+    registry = importlib.import_module("sglang.srt.plugins.hook_registry")
+    token = registry.plug_in.set("vitcache")
+    register()
+    registry.plug_in.reset(token)
+    apply()
+    importlib.import_module(SCHEDULER)
+    hooks = registry.HookRegistry._hooks
+    assert {source for target in HOOKED for *_, source in hooks[target.path]} == {"vitcache"}
+
+
 def test_second_register_changes_nothing(folder: Path) -> None:
     for _ in range(2):
         register()

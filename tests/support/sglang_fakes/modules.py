@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 REGISTRY = """
-import functools, pkgutil, sys
+import contextvars, functools, pkgutil, sys
 from enum import Enum
+
+plug_in = contextvars.ContextVar("plug_in", default=None)
 
 
 class HookType(Enum):
@@ -18,15 +20,15 @@ class HookType(Enum):
 
 class HookRegistry:
     _hooks = {}
-    _applied = set()
+    _patched = set()
 
     @classmethod
     def register(cls, target, hook, hook_type):
-        cls._hooks.setdefault(target, []).append((hook_type, hook, None))
+        cls._hooks.setdefault(target, []).append((hook_type, hook, plug_in.get()))
 
     @classmethod
     def apply_hooks(cls):
-        for target in [target for target in cls._hooks if target not in cls._applied]:
+        for target in [target for target in cls._hooks if target not in cls._patched]:
             owner_name, _, name = target.rpartition(".")
             owner = pkgutil.resolve_name(owner_name)
             if not hasattr(owner, name):
@@ -35,7 +37,7 @@ class HookRegistry:
             for _, hook, _ in cls._hooks[target]:
                 function = _around(function, hook)
             setattr(owner, name, function)
-            cls._applied.add(target)
+            cls._patched.add(target)
 
 
 def _around(function, hook):

@@ -24,9 +24,10 @@ class StepShape:
 
 
 def make_cache(shape: StepShape, device_bytes: int, options: Options) -> EmbeddingCache:
-    """Make the cache of a model. Its device tier has at least one row, a host tier at least one page.
+    """Make the cache of a model.
 
-    The options are checked when a scheduler starts, and the size of a row is not known there.
+    The device tier has at least one row, and a host tier at least one page: the size of a row is not known
+    when the options are checked.
 
     Raises
     ------

@@ -7,6 +7,8 @@ images.
 from __future__ import annotations
 
 import sys
+from contextvars import Context, copy_context
+from functools import partial
 
 from vitcache.adapters.sglang.late_hooks import LateHooks
 from vitcache.adapters.sglang.start_up import HOOKED
@@ -33,7 +35,8 @@ def register() -> None:
     for module in {target.module for target in HOOKED} - missing:
         _register(module)
     if missing:
-        LateHooks(missing, _hook_late).install()
+        # The context names the plug-in, as whose hooks SGLang logs those that are registered in it.
+        LateHooks(missing, partial(_hook_late, copy_context())).install()
 
 
 def _register(module: str) -> None:
@@ -49,8 +52,16 @@ def _is_registered(registry: type, path: str, hook: object) -> bool:
     return any(entry[1] is hook for entry in known)
 
 
-def _hook_late(module: str) -> None:
+def _hook_late(context: Context, module: str) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    _register(module)
-    HookRegistry.apply_hooks()
+    # SGLang applies the hooks of other plug-ins itself, perhaps at this moment: such a hook has imported the
+    # module. If they were applied here, too, they would be called twice.
+    patched: set[str] = getattr(HookRegistry, "_patched", set())
+    waiting = set(getattr(HookRegistry, "_hooks", ())) - patched
+    context.copy().run(_register, module)
+    patched |= waiting
+    try:
+        HookRegistry.apply_hooks()
+    finally:
+        patched -= waiting

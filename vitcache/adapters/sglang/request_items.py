@@ -89,7 +89,7 @@ class RequestItems:
         # Precomputed rows, and copies of them, live for one step: SGLang moves them to host memory after it,
         # and would not free their memory on the device while this object refers to them.
         rows = list(map(_ROWS, sources))
-        has_rows = [each for each in rows if each is not None]
+        has_rows = bool([each for each in rows if each is not None])
         self._items = None if has_rows else items
         self._factory = factory
         self._sources = list(sources)
