@@ -32,3 +32,14 @@ def test_tier_smaller_than_a_row_has_one_row(device_bytes: int) -> None:
     shape = StepShape(HIDDEN, 2, torch.float32, torch.device("cpu"))
     with make_cache(shape, device_bytes, Options()) as cache:
         assert cache.stats().device_capacity_bytes == HIDDEN * 3 * 4
+
+
+@pytest.mark.parametrize("host_bytes", [0, 1, 100, 1 << 12])
+@pytest.mark.parametrize("device_bytes", [1, 1 << 20])
+def test_host_tier_smaller_than_a_page_has_one_page(device_bytes: int, host_bytes: int) -> None:
+    """Options are checked before the size of a row is known: a small number must not end the engine later."""
+    shape = StepShape(HIDDEN, 0, torch.float32, torch.device("cpu"))
+    with make_cache(shape, device_bytes, Options(host_bytes=host_bytes)) as cache:
+        page_bytes = cache.page_rows * HIDDEN * 4
+        pages = max(1, host_bytes // page_bytes) if host_bytes else 0
+        assert cache.stats().host_capacity_bytes == pages * page_bytes

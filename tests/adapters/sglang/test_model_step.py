@@ -33,21 +33,6 @@ def make_step(model: Any, levels: int = 0, device_bytes: int = 1 << 16, **option
     return ModelStep(model, shape, make_cache(shape, device_bytes, made), made, Counts())
 
 
-@pytest.mark.parametrize("host_bytes", [0, 1, 100, 1 << 12])
-@pytest.mark.parametrize("device_bytes", [1, 1 << 20])
-def test_host_tier_smaller_than_a_page_has_one_page(
-    monkeypatch: pytest.MonkeyPatch, device_bytes: int, host_bytes: int
-) -> None:
-    """Options are checked before the size of a row is known: a small number must not end the engine later."""
-    scene = Scene(monkeypatch, device_bytes=device_bytes, host_bytes=host_bytes)
-    for _ in range(2):
-        scene.step(Window(Inputs([image(1, (0, 9)), image(2, (10, 40))]), 0, 44))
-    [cache] = scene.service.stats().caches
-    page_bytes = page_rows(max(1, device_bytes // (HIDDEN * 4))) * HIDDEN * 4
-    pages = max(1, host_bytes // page_bytes) if host_bytes else 0
-    assert cache.host_capacity_bytes == pages * page_bytes
-
-
 @pytest.mark.parametrize("device_bytes", [1, 100, 1000])
 def test_tier_smaller_than_an_item_gives_the_right_rows(
     monkeypatch: pytest.MonkeyPatch, device_bytes: int

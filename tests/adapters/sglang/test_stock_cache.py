@@ -104,3 +104,15 @@ def test_process_without_a_cache_has_no_reserved_bytes() -> None:
     cache = StockCache()
     cache.restore()
     assert cache.reserved_bytes == 0
+
+
+def test_clear_removes_rows_of_sglang_unless_disabled(schedule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = StockCache()
+    cache.clear()  # SGLang has made none
+    cache.make(schedule.init_mm_embedding_cache, 500)
+    monkeypatch.setenv("VITCACHE_DISABLE", "1")
+    cache.clear()
+    assert schedule.embedding_cache.rows
+    monkeypatch.delenv("VITCACHE_DISABLE")
+    cache.clear()
+    assert not schedule.embedding_cache.rows

@@ -18,6 +18,7 @@ from sglang_scene.steps import run_step
 from sglang_scene.tower import Tower
 
 from vitcache.adapters.sglang import stats
+from vitcache.adapters.sglang.hooks import around_flush, around_update
 
 Steps = Iterator[Sequence[Window]]
 FRAMES = [(2, 5), (8, 11)]  # 4 rows each before pruning
@@ -66,6 +67,22 @@ def test_pruned_videos_have_the_rows_of_sglang(kind: type[Tower], caplog: pytest
     assert their_tower.num_encodes == 1
     if kind is EvsTower:
         assert our_tower.num_encodes == 1
+
+
+@pytest.mark.parametrize("event", [around_flush, around_update])
+def test_flush_and_update_remove_the_rows_of_pruned_videos(event: Callable[..., Any]) -> None:
+    model, tower = LanguageModel(), EvsTower()
+    with plugged(), torch.no_grad():
+        before = run_step([video().window()], model, tower)
+        tower.weight *= -2
+        event(lambda: True)
+        after = run_step([video().window()], model, tower)
+        assert tower.num_encodes == 2
+    tower = EvsTower()
+    tower.weight *= -2
+    with stock(), torch.no_grad():
+        assert torch.equal(after, run_step([video().window()], model, tower))
+    assert not torch.equal(after, before)
 
 
 def test_images_of_a_model_that_prunes_videos_are_the_plugins() -> None:

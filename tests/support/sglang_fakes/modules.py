@@ -72,6 +72,10 @@ host_offload_event = None
 class Cache:
     def __init__(self, max_size):
         self.max_size = max_size
+        self.rows = {1: "rows"}
+
+    def clear(self):
+        self.rows.clear()
 
 
 def init_mm_embedding_cache(max_size=0):

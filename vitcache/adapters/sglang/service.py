@@ -119,12 +119,14 @@ class Service:
         return rows, placed
 
     def clear(self) -> None:
-        """Remove every entry of every cache."""
+        """Remove every entry of every cache, also of SGLang's own."""
+        STOCK_CACHE.clear()
         for step in self._steps.values():
             step.cache.clear()
 
     def advance_epoch(self) -> None:
-        """Make every entry of every cache unreachable: the weights have changed."""
+        """Make every entry of every cache unreachable, also of SGLang's own: the weights have changed."""
+        STOCK_CACHE.clear()
         for step in self._steps.values():
             step.cache.advance_epoch()
 

@@ -48,6 +48,12 @@ class StockCache:
             self._make(self._reserved_bytes)
             self._cache, self._make = _current(), None
 
+    def clear(self) -> None:
+        """Remove every entry, unless VITCACHE_DISABLE is set: SGLang keeps rows of old weights."""
+        cache = _current()
+        if cache is not None and not is_disabled():
+            cache.clear()
+
     @property
     def generation(self) -> int:
         """A number that increases each time that SGLang has made its cache."""
