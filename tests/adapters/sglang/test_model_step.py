@@ -17,7 +17,7 @@ from vitcache import EmbeddingCache, PinnedRing, VisionPipeline
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls
 from vitcache.adapters.sglang.item_factory import ItemFactory
-from vitcache.adapters.sglang.model_cache import StepShape, make_cache, page_rows
+from vitcache.adapters.sglang.model_cache import StepShape, make_cache
 from vitcache.adapters.sglang.model_step import ModelStep
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.request_items import RequestItems
