@@ -222,7 +222,8 @@ def test_ranks_that_share_the_items_of_a_call_get_a_limit_each(
 ) -> None:
     """With --mm-enable-dp-encoder: a call for one rank's limit would leave the other ranks idle."""
     context: Any = ModuleType(RUNTIME_CONTEXT)
-    context.get_server_args = lambda: SimpleNamespace(mm_enable_dp_encoder=is_shared)
+    context.get_server_args = lambda: None
+    context.get_mm = lambda: SimpleNamespace(mm_enable_dp_encoder=is_shared)
     context.get_parallel = lambda: SimpleNamespace(attn_tp_size=3, tp_size=6)
     monkeypatch.setitem(sys.modules, RUNTIME_CONTEXT, context)
     monkeypatch.setattr(model_step, "MAX_ROWS_PER_ENCODE", 8)

@@ -193,6 +193,7 @@ def num_ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
         module: Any = ModuleType(name)
         module.get_parallel = lambda: SimpleNamespace(tp_size=number)
         module.get_server_args = lambda: None
+        module.get_mm = lambda: SimpleNamespace(mm_enable_dp_encoder=False)
         monkeypatch.setitem(sys.modules, name, module)
 
     return set_number

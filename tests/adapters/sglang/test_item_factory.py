@@ -140,7 +140,7 @@ def test_wrong_precomputed_rows_fail_alone(
     scene.step(Window(Inputs([wrong]), 0, 6), Window(Inputs([right]), 0, 6), failed=[wrong])
     assert scene.service.stats().errors == 1
     [message] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert "item 0 of request 0" in message
+    assert "item 0 of request id-0" in message
 
 
 def deep(depth: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape, make_cache
-from vitcache.adapters.sglang.model_step import ModelStep
+from vitcache.adapters.sglang.model_step import ModelStep, request_name
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.pipeline.items import Chunk
@@ -118,7 +119,7 @@ def test_failed_item_is_logged_with_its_request_and_numbers(
     windows = (Window(None, 0, 3), Window(Inputs([]), 0, 2), Window(Inputs([bad]), 0, 7))
     scene.step(*windows, failed=[bad])
     [message] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert "item 0 of request 1" in message
+    assert message.startswith("vitcache: item 0 of request id-2 has no rows")
     assert "expected 4 rows, got 3" in message
 
 
@@ -228,3 +229,25 @@ def test_failed_items_die_with_their_request_without_a_collection(
     finally:
         gc.enable()
     assert scene.service.stats().errors == 6
+
+
+A, B = object(), object()
+
+
+def test_request_has_the_id_of_the_batch_whatever_its_number() -> None:
+    found = SimpleNamespace(mm_inputs=[None, A, B], rids=["text", "first", "second"])
+    assert [request_name(found, request, 0) for request in (A, B)] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        None,
+        SimpleNamespace(),
+        SimpleNamespace(mm_inputs=[A], rids=None),
+        SimpleNamespace(mm_inputs=None, rids=["a"]),
+        SimpleNamespace(mm_inputs=[B], rids=["a"]),
+    ],
+)
+def test_request_without_a_known_id_has_its_number(found: Any) -> None:
+    assert request_name(found, A, 7) == "number 7 of a step"

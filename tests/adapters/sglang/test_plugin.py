@@ -86,12 +86,13 @@ def test_hook_of_another_plug_in_that_imports_the_module_is_applied_once(
     if not is_first:
         registry.HookRegistry.register(path, other, registry.HookType.AROUND)
     apply()
-    assert num_wrappers(find(path)) == 2
-    assert find(path)(None, [], [], None, None) == "stock"
+    [target] = [target for target in HOOKED if target.path == path]
+    assert num_wrappers(target.find()) == 2
+    assert target.find()(None, [], [], None, None) == "stock"
     assert len(calls) == 1
     importlib.import_module(SCHEDULER)
     apply()
-    assert {target.path: num_wrappers(find(target.path)) for target in HOOKED} == {
+    assert {target.path: num_wrappers(target.find()) for target in HOOKED} == {
         target.path: 2 if target.path == path else 1 for target in HOOKED
     }
 

@@ -1,4 +1,4 @@
-"""`token_offsets`: the positions of requests in a batch, or None if they are not known."""
+"""`token_offsets`: the positions of requests in a batch, if they are known. `request_name`: their ids."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -171,3 +172,19 @@ def test_scheduler_without_the_checking_hook_is_refused_when_it_makes_its_cache(
     assert starts()  # SGLang's own function, which checks nothing
     with pytest.raises(RuntimeError, match=rf"{SET_UP.path} does not call the hook"):
         mm_schedule.init_mm_embedding_cache(1 << 20)
+
+
+def test_released_sglang_has_the_names_that_vitcache_reads_if_they_exist() -> None:
+    """Without one of them, vitcache would go on: a later cache, a smaller call, a feature read too early."""
+    from sglang.srt import runtime_context
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.layers.dp_attention import multimodal_encoder_runs_here
+    from sglang.srt.server_args import ServerArgs
+
+    assert callable(multimodal_encoder_runs_here)
+    assert callable(runtime_context.get_mm)
+    assert hasattr(mm_utils, "_GPU_FEATURE_BUFFER")
+    assert "mm_enable_dp_encoder" in ServerArgs.__struct_fields__
+    assert hasattr(runtime_context.get_parallel(), "attn_tp_size")
+    source = inspect.getsource(ModelConfig)
+    assert all(f"self.{name}" in source for name in ("hidden_size", "dtype", "is_multimodal"))

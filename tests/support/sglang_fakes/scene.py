@@ -76,6 +76,7 @@ class Scene:
         batch = SimpleNamespace(
             mm_inputs=[window.inputs for window in windows],
             extend_seq_lens_cpu=[window.length for window in windows],
+            rids=[f"id-{number}" for number in range(len(windows))],
         )
         return self.service.embed(
             [window.inputs for window in requests],

@@ -85,9 +85,9 @@ class Counts:
         self.unshared += 1
         if self.unshared == 1:
             logger.warning(
-                "other requests cannot use the rows of an item with a feature of type %s and data %s, which "
-                "cannot be hashed; if the feature is to blame, trust_engine_hash in VITCACHE_SGLANG_OPTIONS "
-                "lets SGLang's 64-bit hash name it. Further items are only counted",
+                "vitcache: other requests cannot use the rows of an item with a feature of type %s and data "
+                "%s, which cannot be hashed; if the feature is to blame, trust_engine_hash in "
+                "VITCACHE_SGLANG_OPTIONS lets SGLang's 64-bit hash name it. Further items are only counted",
                 type(source.feature).__name__,
                 {name: type(value).__name__ for name, value in source.model_specific_data.items()},
             )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT, server_arguments
+from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
 from vitcache.pipeline.items import Item
 from vitcache.rows import DTYPES
 
@@ -21,9 +21,11 @@ Embedder = Callable[[list[Any]], Any]
 def num_encoder_ranks() -> int:
     """Return the number of ranks that share the items of a call (`--mm-enable-dp-encoder`), or 1."""
     context = sys.modules.get(RUNTIME_CONTEXT)
-    if context is None or not getattr(server_arguments(), "mm_enable_dp_encoder", False):
-        return 1
-    return int(context.get_parallel().attn_tp_size)
+    try:
+        is_shared = context is not None and context.get_mm().mm_enable_dp_encoder
+    except ValueError:  # the process has no configuration of SGLang
+        is_shared = False
+    return int(context.get_parallel().attn_tp_size) if context is not None and is_shared else 1
 
 
 class PrunedVideo(Exception):

@@ -35,6 +35,8 @@ class StepCall(NamedTuple):
         number of tokens; and the position of the first one in the batch.
     use_deepstack
         The modalities whose rows have deepstack columns.
+    batch
+        SGLang's `ForwardBatch`, or None: it has the ids of the requests.
     """
 
     requests: Sequence[Any]
@@ -42,6 +44,7 @@ class StepCall(NamedTuple):
     lengths: Sequence[int]
     offsets: Sequence[int]
     use_deepstack: Mapping[Any, bool]
+    batch: Any = None
 
 
 class ModelStep:
@@ -147,7 +150,8 @@ class ModelStep:
             if any(isinstance(error.cause, PrunedVideo) for error in result.errors):
                 return None
             for error in result.errors:
-                self._report(error, placed[error.chunk][0])
+                number = placed[error.chunk][0]
+                self._report(error, request_name(call.batch, call.requests[number], number))
         self._counts.steps += 1
         return info
 
@@ -155,10 +159,10 @@ class ModelStep:
         has_levels = bool(self._deepstack.get(modality))
         return self.shape.hidden * (1 + self.shape.levels) if has_levels else self.shape.hidden
 
-    def _report(self, error: ItemError, request: int) -> None:
+    def _report(self, error: ItemError, request: str) -> None:
         self._counts.errors += 1
         logger.error(
-            "item %d of request %d of a step has no rows, they are zero: expected %d rows, got %s (%s: %s)",
+            "vitcache: item %d of request %s has no rows, they are zero: expected %d rows, got %s (%s: %s)",
             error.item,
             request,
             error.expected,
@@ -183,6 +187,25 @@ def drop_frames(error: BaseException | None) -> None:
         error.__traceback__ = None
         drop_frames(error.__cause__)
         error = error.__context__
+
+
+def request_name(batch: Any, request: Any, number: int) -> str:
+    """Return the id of a request of a batch, as clients and SGLang's log name it, or its number.
+
+    Parameters
+    ----------
+    batch
+        As in `token_offsets`.
+    request
+        The `MultimodalInputs` of the request.
+    number
+        Its place among the requests with items.
+    """
+    ids, all_requests = (getattr(batch, name, None) or () for name in ("rids", "mm_inputs"))
+    for name, other in zip(ids, all_requests, strict=False):
+        if other is request:
+            return str(name)
+    return f"number {number} of a step"
 
 
 def _reference(model: Any) -> Callable[[], Any]:

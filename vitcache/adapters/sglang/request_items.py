@@ -133,7 +133,7 @@ class RequestItems:
             occupy(spans, occupied)
         except (ValueError, TypeError) as error:
             factory.counts.errors += 1
-            logger.error("an item of a request is left out, its offsets are %r: %s", offsets, error)
+            logger.error("vitcache: an item of a request is left out, its offsets are %r: %s", offsets, error)
             return Item(None, None)
         if window is not None and not any(_overlaps(span, window) for span in spans):
             return Item(None, None)

@@ -110,7 +110,7 @@ class Service:
         levels = len(model.deepstack_visual_indexes) if use_deepstack else 0
         step = self._step_of(model, StepShape(rows.shape[1], levels, rows.dtype, rows.device))
         placed = step.embed(
-            StepCall(requests, starts, lengths, offsets, use_deepstack), model, functions, rows
+            StepCall(requests, starts, lengths, offsets, use_deepstack, batch), model, functions, rows
         )
         if placed is None:
             self._leave("pruned_video")
