@@ -12,6 +12,7 @@ from datetime import timedelta
 import torch
 from model_changes import CHANGES
 from model_changes.checks import check
+from ranks import end_rank
 from torch import distributed
 
 
@@ -29,7 +30,7 @@ def main() -> None:
             except BaseException as raised:
                 error = repr(raised)
             print(json.dumps([change.row, change.name, error]), flush=True)
-    distributed.destroy_process_group()
+    end_rank()
 
 
 if __name__ == "__main__":

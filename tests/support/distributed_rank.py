@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 from caches import make_cache
 from pipeline_scene import HIDDEN, encode_one, expected, feature, make_ids, make_weight
+from ranks import end_rank
 from torch import distributed
 
 from vitcache import Chunk, Item, Span, VisionPipeline
@@ -57,7 +58,7 @@ def main(mode: str) -> None:
     assert result.inputs_embeds.shape == (16, HIDDEN)
     assert pipeline.prefetch([Chunk(items, 0, 16)]).wait(60) is None
     print("encoded", encoded)
-    distributed.destroy_process_group()
+    end_rank()
 
 
 if __name__ == "__main__":
