@@ -123,7 +123,7 @@ def test_short_encode_zeroes_its_rows_and_the_other_request_is_right(
     assert ours.stats.caches[0].entries == 1
     lines = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(lines) == 2
-    assert "item 0 of request 0" in lines[0].message
+    assert "item 0 of request number 0 of a step" in lines[0].message
     assert "expected 4 rows, got 3" in lines[0].message
 
 
