@@ -341,14 +341,16 @@ def test_key_threads_callable_that_submits_and_waits_gets_its_keys(num_threads: 
 
 
 def test_key_threads_closed_in_a_callable_do_not_wait_for_another_callable(threads: KeyThreads) -> None:
-    other, closed = KeyThreads(1), Gate()
+    other, started, closed = KeyThreads(1), Gate(), Gate()
 
     def wait() -> bytes:
+        started.opened.set()
         assert closed.opened.wait(SECONDS)
         return b"a"
 
     def close_other() -> bytes:
-        other.close()  # runs `wait`, which would wait for ever for this callable
+        assert started.opened.wait(SECONDS)  # `close` would cancel `wait` otherwise
+        other.close()  # does not wait for `wait`, which waits for this callable
         closed.opened.set()
         return b"b"
 
