@@ -117,11 +117,6 @@ class ItemFactory:
                 feature, spans, key=os.urandom(KEY_BYTES), complete_key=True, move_feature=False
             ), None
 
-    def is_elsewhere(self, source: Any) -> bool:
-        """Whether the precomputed rows of `source` must be copied to the device of the rows for each step."""
-        rows = source.precomputed_embeddings
-        return rows is not None and getattr(rows, "device", torch.device("cpu")) != self.device
-
     def _precomputed(self, source: Any, spans: Sequence[Span]) -> Item:
         rows = source.precomputed_embeddings
         if isinstance(rows, list | tuple) and len(rows) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import repeat
 from numbers import Integral
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ class RequestItems:
     object gets an empty one.
     """
 
-    __slots__ = ("_borrowed", "_factory", "_items", "_offsets", "_rows", "_sources", "_tenant", "_unkeyed")
+    __slots__ = ("_borrowed", "_factory", "_items", "_offsets", "_sources", "_tenant", "_unkeyed")
 
     def __init__(self, tenant: tuple[str, str] = NO_TENANT) -> None:
         self._tenant = tenant
@@ -38,7 +39,6 @@ class RequestItems:
         self._factory: ItemFactory | None = None
         self._sources: Sequence[Any] = ()
         self._offsets: Sequence[Any] = ()
-        self._rows: Sequence[Any] = ()
         self._unkeyed: list[tuple[Any, Item, ItemKey]] = []
         self._borrowed: list[tuple[Any, Item]] = []
 
@@ -63,8 +63,8 @@ class RequestItems:
         sources
             The `mm_items` of the request.
         start, stop
-            The tokens of the step, counted in the prompt. Precomputed rows on another device are copied if
-            their item overlaps them.
+            The tokens of the step, counted in the prompt. An item with precomputed rows is left out unless
+            it overlaps them, so that no rows are copied to the device in vain.
         factory
             Makes the items.
         """
@@ -80,17 +80,11 @@ class RequestItems:
     def _make_all(self, sources: Sequence[Any], start: int, stop: int, factory: ItemFactory) -> Items:
         self._unkeyed = []
         occupied: list[tuple[int, int]] = []
-        elsewhere = [factory.is_elsewhere(source) for source in sources]
-        made = [
-            self._make(source, factory, occupied, (start, stop) if is_elsewhere else None)
-            for source, is_elsewhere in zip(sources, elsewhere, strict=True)
-        ]
+        made = [self._make(source, factory, occupied, start, stop) for source in sources]
         items = Items(made)
         # Precomputed rows, and copies of them, live for one step: SGLang moves them to host memory after it,
         # and would not free their memory on the device while this object refers to them.
-        rows = list(map(_ROWS, sources))
-        has_rows = bool([each for each in rows if each is not None])
-        self._items = None if has_rows else items
+        self._items = None if _have_rows(sources) else items
         self._factory = factory
         self._sources = list(sources)
         pairs = zip(sources, made, strict=True)
@@ -98,7 +92,6 @@ class RequestItems:
         for source, item in self._borrowed:
             lend(source, item.spans, start, stop)
         self._offsets = list(map(_OFFSETS, sources))
-        self._rows = () if has_rows else rows
         return items
 
     def store_keys(self) -> None:
@@ -116,7 +109,7 @@ class RequestItems:
             len(sources) == len(self._sources)
             and all(map(is_, sources, self._sources))
             and all(map(is_, map(_OFFSETS, sources), self._offsets))
-            and all(map(is_, map(_ROWS, sources), self._rows))
+            and not _have_rows(sources)
         )
 
     def _make(
@@ -124,9 +117,10 @@ class RequestItems:
         source: Any,
         factory: ItemFactory,
         occupied: list[tuple[int, int]],
-        window: tuple[int, int] | None,
+        start: int,
+        stop: int,
     ) -> Item:
-        """Make the item of `source`. With a window, the item is left out unless it overlaps the window."""
+        """Make the item of `source`, or one without spans if it is left out."""
         offsets = source.offsets
         try:
             spans = spans_of(offsets)
@@ -135,7 +129,8 @@ class RequestItems:
             factory.counts.errors += 1
             logger.error("vitcache: an item of a request is left out, its offsets are %r: %s", offsets, error)
             return Item(None, None)
-        if window is not None and not any(_overlaps(span, window) for span in spans):
+        has_rows = source.precomputed_embeddings is not None
+        if has_rows and not any(span.start < stop and start < span.stop for span in spans):
             return Item(None, None)
         known: _KnownKey | None = source.__dict__.get(NAME)
         # A random key stays: on another rank the same item may still be unhashable, and ranks must agree.
@@ -209,5 +204,6 @@ def occupy(spans: Sequence[Span], occupied: list[tuple[int, int]]) -> None:
         occupied[:] = found
 
 
-def _overlaps(span: Span, window: tuple[int, int]) -> bool:
-    return span.start < window[1] and window[0] < span.stop
+def _have_rows(sources: Sequence[Any]) -> bool:
+    """Whether a source has precomputed rows."""
+    return not all(map(is_, map(_ROWS, sources), repeat(None)))
