@@ -15,6 +15,7 @@ from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape
 from vitcache.adapters.sglang.namespace import namespace_of
 from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.ranks import Ranks, RanksDiffer
 from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.items import Chunk
@@ -72,7 +73,8 @@ class ModelStep:
         self.shape = shape
         self._counts = counts
         self._deepstack: Mapping[Any, bool] = {}
-        self._calls = EncoderCalls(counts, shape.dtype)
+        self._ranks = Ranks.of_scheduler()
+        self._calls = EncoderCalls(counts, shape.dtype, self._ranks)
         self.cache = cache
         sizes = cache.stats()
         logger.info(
@@ -88,6 +90,7 @@ class ModelStep:
             self.cache,
             namespace=namespace_of(model, shape.dtype),
             max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE * num_encoder_ranks(),
+            agree=self._ranks,
         )
         self._factory = ItemFactory(
             self._row_width,
@@ -118,11 +121,18 @@ class ModelStep:
         dict or None
             With deepstack, the tensor ``input_deepstack_embeds`` ``(tokens, hidden * levels)``, zero at text
             tokens. None: an encoder has pruned rows of a video, and SGLang must compute the step.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            If the calls of tensor parallel ranks differ, or another rank is lost.
         """
         self._deepstack = call.use_deepstack
         self._calls.use(model, functions)
         try:
             return self._place(call, inputs_embeds)
+        except RanksDiffer as differ:
+            raise RuntimeError(f"vitcache: {differ}") from differ
         finally:
             self._calls.use(None, None)
 
@@ -141,15 +151,19 @@ class ModelStep:
                 chunks.append(Chunk(items, start, length, offset))
                 placed.append((number, request_items))
         deepstack = info["input_deepstack_embeds"] if levels else None
-        result = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
+        if self._ranks is not None:
+            self._ranks.begin()
+        errors = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack).errors
+        if self._ranks is not None:
+            errors = self._ranks.share_errors(errors, chunks, inputs_embeds, deepstack)
         for _, request_items in placed:
             request_items.store_keys()
-        if result.errors:
-            for error in result.errors:
+        if errors:
+            for error in errors:
                 drop_frames(error.cause)
-            if any(isinstance(error.cause, PrunedVideo) for error in result.errors):
+            if any(isinstance(error.cause, PrunedVideo) for error in errors):
                 return None
-            for error in result.errors:
+            for error in errors:
                 number = placed[error.chunk][0]
                 self._report(error, request_name(call.batch, call.requests[number], number))
         self._counts.steps += 1
