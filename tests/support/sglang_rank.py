@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from hang_guard import end_if_it_hangs
 from sglang.srt.managers import mm_schedule
 from sglang_scene.language_model import LanguageModel
 from sglang_scene.plugin import plugged, stock
-from sglang_scene.prompts import Prompt, Window, images, make_item
+from sglang_scene.prompts import Window, images
 from sglang_scene.random_steps import Traffic
 from sglang_scene.ranks import RANK, STOCK_TIMEOUT, SplitTower, counted_agreements, start_ranks, unreadable
 from sglang_scene.steps import run_step
@@ -57,7 +57,7 @@ def diverge() -> dict[str, Any]:
     found: dict[str, Any] = {"agreements": [], "encodes": [], "right": []}
     with plugged(max_rows_per_encode=20):
         for cleared in (None, None, 0, 1, None):
-            if RANK == cleared:
+            if cleared == RANK:
                 service.SERVICE.clear()
             with counted_agreements() as calls:
                 rows = run_step([prompt.window()], model, tower)
@@ -76,23 +76,23 @@ def many() -> dict[str, Any]:
     return {"agreements": calls, "right": is_right([prompt.window()], rows, tower)}
 
 
-def alone(rank: int, number: int, is_known: bool) -> dict[str, Any]:
-    """One rank cannot read one of three images. `is_known`: the other rank has its rows in the cache."""
+def alone(rank: int, number: int, cleared: int | None) -> dict[str, Any]:
+    """One rank cannot read one of three images, which both ranks miss, or only the one that was cleared."""
     tower, prompt = SplitTower(), images(3)
     bad, window = prompt.items[number], prompt.window()
     with plugged():
-        if is_known:
+        if cleared is not None:
             run_step([images(3).window()], model, tower)
-            if RANK == rank:
-                service.SERVICE.clear()
-        with unreadable(bad) if RANK == rank else nullcontext():
+        if cleared == RANK:
+            service.SERVICE.clear()
+        with unreadable(bad) if rank == RANK else nullcontext():
             failed = is_right([window], run_step([window], model, tower), tower, bad)
         mended = is_right([images(3).window()], run_step([images(3).window()], model, tower), tower)
         return {"failed": failed, "mended": mended, "errors": stats().errors, "encodes": tower.num_encodes}
 
 
 def load() -> list[dict[str, Any]]:
-    return [alone(rank, rank + 1, is_known) for rank in (0, 1) for is_known in (False, True)]
+    return [alone(rank, rank + 1, cleared) for rank in (0, 1) for cleared in (None, 0, 1)]
 
 
 def behind_the_encoder() -> dict[str, Any]:
@@ -124,23 +124,19 @@ def raised(step: Callable[[], object]) -> str:
     return "nothing was raised"
 
 
-def ends() -> dict[str, Any]:
-    """Calls of the encoder that end differently, behind their collective."""
+def fail(*_: Any) -> NoReturn:
+    raise ValueError("only on this rank")
 
-    def fail() -> None:
-        raise ValueError("only this rank")
 
+def ends() -> dict[str, str]:
+    """Calls of the encoder that end differently on rank 1, behind their collective."""
     found = {}
-    tower = SplitTower()
-    tower.behind = fail if RANK == 1 else None
-    with plugged():
-        found["one raises"] = raised(lambda: run_step([images(2).window()], model, tower))
-    tower = SplitTower(form="list")
-    if RANK == 0:
-        tower.short = {make_item(1, (0, 9)).hash}
-        tower.add = lambda rows: SplitTower.add(tower, torch.cat([rows, rows[:1]])[:10])[: len(rows)]
-    with plugged():
-        found["short rows"] = raised(lambda: run_step([images(2).window()], model, tower))
+    for name, behind in (("raises", fail), ("rows", lambda rows: rows[:-1])):
+        tower = SplitTower()
+        if RANK == 1:
+            tower.behind = behind
+        with plugged():
+            found[name] = raised(lambda tower=tower: run_step([images(2).window()], model, tower))
     return found
 
 
@@ -152,7 +148,7 @@ def traffic(seed: int, levels: int) -> dict[str, Any]:
     rng = random.Random(seed)
     rows: list[Tensor] = []
     found: Counter[str] = Counter()
-    options = {"host_bytes": 1 << 15} if RANK == seed % 2 else {}
+    options = {"host_bytes": 1 << 15} if seed % 2 == RANK else {}
     with plugged(SIZES[RANK], max_rows_per_encode=40, **options):
         for number, windows in enumerate(wild()):
             items = [item for window in windows for item in window.prompt.items]
@@ -165,20 +161,19 @@ def traffic(seed: int, levels: int) -> dict[str, Any]:
             bad = [rng.choice(single)] if single and rng.random() < 0.3 else []
             if number % 11 == 3 + RANK:
                 service.SERVICE.clear()
-            with unreadable(*bad) if RANK == number % 2 else nullcontext():
+            with unreadable(*bad) if number % 2 == RANK else nullcontext():
                 rows.append(run_step(windows, model, tower))
             right = is_right(windows, rows[-1], tower)
             zero = bool(bad) and is_right(windows, rows[-1], tower, *bad)
-            found["wrong" if not (right or zero) else "right" if right else "failed alone"] += 1
-        sizes = stats()
+            found["right" if right else "failed on one rank" if zero else "wrong"] += 1
+        counts = stats()
+    [cache] = counts.caches
     return {
-        **found,
+        "steps": found,
         "digest": digest(rows),
         "calls": [len(batch) for batch in tower.batches],
-        "errors": sizes.errors,
-        "originals": dict(sizes.originals),
-        "unshared": sizes.unshared,
-        "own": [cache.rejections + cache.evictions for cache in sizes.caches],
+        "counts": [counts.steps, counts.encodes, counts.errors, counts.unshared, dict(counts.originals)],
+        "cache": [cache.hits, cache.evictions, cache.rejections, cache.demotions],
     }
 
 
@@ -198,13 +193,10 @@ def stock_deadlock() -> str:
 
 def lost() -> str:
     """Rank 1 raises before its collective, in which rank 0 waits: rank 1 ends, and then rank 0."""
-
-    def fail() -> None:
-        raise ValueError("before the collective")
-
     ranks.RAISED_WAIT = STOCK_TIMEOUT
     tower = SplitTower()
-    tower.before = fail if RANK == 1 else None
+    if RANK == 1:
+        tower.before = fail
     with plugged():
         return raised(lambda: run_step([images(2).window()], model, tower))
 

@@ -33,23 +33,19 @@ def start_ranks() -> None:
 class SplitTower(Tower):
     """A tower whose ranks compute a half of each row, and add the halves in a collective of their own.
 
-    `before` and `behind` are called around the collective of a call.
+    `before` is called in front of the collectives of a call, and `behind` gets the rows of each.
     """
 
     def __init__(self, levels: int = 0, form: str = "tensor", group: Any = None) -> None:
         super().__init__(levels, form)
         self.group = get_parallel().attn_tp_group.device_group if group is None else group
-        self.before: Callable[[], None] | None = None
-        self.behind: Callable[[], None] | None = None
+        self.before: Callable[[], None] = lambda: None
+        self.behind: Callable[[Tensor], Tensor] = lambda rows: rows
 
     def get_image_feature(self, items: list[Any]) -> Any:
         found = super().get_image_feature(items)
-        if self.before is not None:
-            self.before()
-        added = [self.add(part) for part in found] if isinstance(found, list) else self.add(found)
-        if self.behind is not None:
-            self.behind()
-        return added
+        self.before()
+        return [self.add(part) for part in found] if isinstance(found, list) else self.add(found)
 
     get_video_feature = get_audio_feature = get_image_feature
 
@@ -57,7 +53,7 @@ class SplitTower(Tower):
         """Add the halves of all ranks: the bits of `rows`."""
         half = rows.float() / 2
         distributed.all_reduce(half, group=self.group)
-        return half.to(torch.bfloat16)
+        return self.behind(half.to(torch.bfloat16))
 
 
 @contextmanager
