@@ -76,23 +76,23 @@ def many() -> dict[str, Any]:
     return {"agreements": calls, "right": is_right([prompt.window()], rows, tower)}
 
 
-def alone(rank: int, number: int, cleared: int | None) -> dict[str, Any]:
-    """One rank cannot read one of three images, which both ranks miss, or only the one that was cleared."""
-    tower, prompt = SplitTower(), images(3)
-    bad, window = prompt.items[number], prompt.window()
+def alone(rank: int, cleared: int | None, num_images: int) -> dict[str, Any]:
+    """One rank cannot read the last image of a prompt. Both ranks miss it, or only the cleared one."""
+    tower, prompt = SplitTower(), images(num_images)
+    bad, window, again = prompt.items[-1], prompt.window(), images(num_images).window()
     with plugged():
         if cleared is not None:
-            run_step([images(3).window()], model, tower)
+            run_step([images(num_images).window()], model, tower)
         if cleared == RANK:
             service.SERVICE.clear()
         with unreadable(bad) if rank == RANK else nullcontext():
             failed = is_right([window], run_step([window], model, tower), tower, bad)
-        mended = is_right([images(3).window()], run_step([images(3).window()], model, tower), tower)
+        mended = is_right([again], run_step([again], model, tower), tower)
         return {"failed": failed, "mended": mended, "errors": stats().errors, "encodes": tower.num_encodes}
 
 
 def load() -> list[dict[str, Any]]:
-    return [alone(rank, rank + 1, cleared) for rank in (0, 1) for cleared in (None, 0, 1)]
+    return [alone(rank, cleared, n) for n in (1, 3) for rank in (0, 1) for cleared in (None, 0, 1)]
 
 
 def behind_the_encoder() -> dict[str, Any]:

@@ -142,7 +142,7 @@ def test_call_that_ends_differently_on_another_rank_ends_the_step(
     with pytest.raises(RuntimeError, match=text) as caught:
         scene.step(window(1))
     assert isinstance(caught.value.__cause__, RanksDiffer)
-    assert scene.service.stats().errors == 0  # it is no error of an item
+    assert scene.service.stats().errors == 0  # of items
     assert all(cache.leased_pages == 0 for cache in scene.service.stats().caches)
 
 

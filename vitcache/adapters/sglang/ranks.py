@@ -14,8 +14,8 @@ A step without a miss on any rank has the first alone. The order of the calls is
   If a rank cannot make or hash an item, the item fails, and 1. counts it. So the numbers of items in 1. are
   equal, with one exception: one rank alone cannot make or hash one of two equal items of a step. Then all
   ranks raise ValueError.
-- The items to encode, their order and their rows are results of 1., so the micro-batches are equal. What a
-  rank has prefetched, kept or hit changes only where its rows are.
+- The items to encode, their order and their rows are results of 1., so the micro-batches are equal. Hits,
+  kept rows and prefetched features of a rank change only where its rows are.
 - 2. makes the items of a call equal. 3. lets the items of a failed call be encoded one by one on all ranks or
   on none.
 - All calls but the tail of more than 62 states send one message of one size, whose first number tells the
@@ -43,12 +43,12 @@ from vitcache.pipeline.rank_states import RankState
 from vitcache.pipeline.results import ItemError
 from vitcache.placement.spans import clip_spans
 
-# A rank whose encoder has raised waits so long for the others, which may wait for it in a collective.
+# Longest wait of a rank whose encoder has raised: the other ranks may wait for it in a collective.
 RAISED_WAIT = timedelta(seconds=60)
 
 
 class RanksDiffer(BaseException):
-    """The ranks no longer make the same collectives. A pipeline lets it pass: it is no error of an item."""
+    """The ranks no longer make the same collectives. A pipeline takes exceptions of `Exception` as an item's."""
 
 
 class Ranks:
@@ -182,7 +182,7 @@ def end_of_rows(found: Any) -> tuple[Any, ...]:
 
 
 def end_of_error(error: Exception) -> tuple[Any, ...]:
-    """Describe an exception: its type, and the lines that it has passed.
+    """Describe an exception: its type, and the lines of its traceback.
 
     Its text may name the device of the rank. Ranks that raise at different lines may have made different
     collectives.
