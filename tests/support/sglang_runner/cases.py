@@ -18,7 +18,8 @@ REMOVED = ("SGLANG_", "VITCACHE_", "TRITON_", "HF_", "CUDA_")
 class Case:
     """One engine: its plug-ins and requests.
 
-    `steps` are functions of `child`, called in order. `environment` adds variables.
+    `steps` are functions of `child`, called in order. `environment` adds variables, `ranks` is the tensor
+    parallel size.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Case:
     model: str = "qwen3"
     limit_s: float = 150
     environment: dict[str, str] = field(default_factory=dict, hash=False)
+    ranks: int = 1
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the process, beside those of every engine."""
@@ -47,6 +49,8 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+# SGLang wants a NUMA node for each rank on a CPU, unless its cores are given.
+TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
 STEPS = ("chat", "swapped", "together", "prefix", "flush")
 CASES = {
     case.name: case
@@ -55,5 +59,7 @@ CASES = {
         Case("vitcache", steps=(*STEPS, "seen", "reload")),
         Case("disabled", environment={"VITCACHE_DISABLE": "1"}),
         Case("renamed-function", ("vitcache", "rename")),
+        Case("stock-ranks", ("probe",), ("chat", "new"), environment=TWO_RANKS, ranks=2),
+        Case("ranks", steps=("chat", "cleared", "broken", "new"), environment=TWO_RANKS, ranks=2),
     )
 }

@@ -48,7 +48,7 @@ RAISED_WAIT = timedelta(seconds=60)
 
 
 class RanksDiffer(BaseException):
-    """The ranks no longer make the same collectives. A pipeline takes exceptions of `Exception` as an item's."""
+    """The ranks no longer make the same collectives. It leaves the pipeline: no `Exception` of an item."""
 
 
 class Ranks:
