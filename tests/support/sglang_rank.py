@@ -32,7 +32,7 @@ from torch import Tensor, distributed
 from vitcache.adapters.sglang import ranks, service, stats
 from vitcache.pipeline import encoder_runner
 
-LIMIT_S = 100
+LIMIT_S = 180
 NUM_STEPS = 220
 SIZES = (1 << 13, 1 << 15)  # the device bytes of each rank
 model = LanguageModel()

@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    for rank in run_ranks("sglang_rank.py", folder, str(folder), timeout=150):
+    for rank in run_ranks("sglang_rank.py", folder, str(folder), timeout=240):
         assert rank.returncode == 0, rank.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 

@@ -72,7 +72,7 @@ def bad(name: str, **options: Any) -> Case:
 
 def of_two_ranks(name: str, plug_ins: tuple[str, ...], steps: tuple[str, ...]) -> Case:
     """An engine of two tensor parallel ranks."""
-    return Case(name, plug_ins, steps, environment=TWO_RANKS, options={"tp_size": 2})
+    return Case(name, plug_ins, steps, limit_s=300, environment=TWO_RANKS, options={"tp_size": 2})
 
 
 CASES = {

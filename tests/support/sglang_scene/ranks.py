@@ -17,7 +17,7 @@ from sglang_scene.tower import Tower
 from vitcache.adapters.sglang import item_factory
 
 RANK = int(os.environ.get("RANK", "0"))
-STOCK_TIMEOUT = timedelta(seconds=4)
+STOCK_TIMEOUT = timedelta(seconds=5)
 
 
 def start_ranks() -> None:
