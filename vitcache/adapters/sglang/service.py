@@ -132,11 +132,14 @@ class Service:
 
     def stats(self) -> SglangStats:
         """Return the counts of this process."""
-        caches = []
-        for step in list(self._steps.values()):
+        early = self._early
+        caches = [] if early is None else [early[1]]
+        caches += [step.cache for step in list(self._steps.values())]
+        found = []
+        for cache in caches:
             with suppress(RuntimeError):  # another thread has just closed it
-                caches.append(step.cache.stats())
-        return self.counts.read(tuple(caches))
+                found.append(cache.stats())
+        return self.counts.read(tuple(found))
 
     def _leave(self, reason: str) -> None:
         """Count a step of SGLang's own function, whose cache then has its own size."""
