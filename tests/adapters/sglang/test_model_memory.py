@@ -155,6 +155,7 @@ def line_of(caplog: pytest.LogCaptureFixture, reserved: int, shape: StepShape = 
         (0, None, "100 MiB on cpu (default, 100 MiB of it not reserved by SGLang),"),
         (2 * MIB, 2 * MIB, "2 MiB on cpu (device_bytes),"),
         (4 * MIB, 2 * MIB, "2 MiB on cpu (device_bytes),"),
+        (4 * MIB, MIB // 4, "0.25 MiB on cpu (device_bytes),"),
         (2 * MIB, 5 * MIB, "5 MiB on cpu (device_bytes, 3 MiB of it not reserved by SGLang),"),
     ],
 )

@@ -122,4 +122,5 @@ def _log(model: Any, shape: StepShape, memory: ModelMemory, source: str, options
 
 
 def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / MIB:.0f} MiB"
+    size = num_bytes / MIB
+    return f"{size:.0f} MiB" if size >= 100 else f"{size:.3g} MiB"
