@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo, num_encoder_ranks
+from vitcache.adapters.sglang.failed_items import FailedItem, report
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape
 from vitcache.adapters.sglang.namespace import namespace_of
@@ -18,7 +19,6 @@ from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.items import Chunk
-from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE, VisionPipeline
 
 MIB = 1 << 20
@@ -144,32 +144,25 @@ class ModelStep:
         result = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
         for _, request_items in placed:
             request_items.store_keys()
+        failed: list[FailedItem] = []
         if result.errors:
             for error in result.errors:
                 drop_frames(error.cause)
             if any(isinstance(error.cause, PrunedVideo) for error in result.errors):
                 return None
-            for error in result.errors:
-                number = placed[error.chunk][0]
-                self._report(error, request_name(call.batch, call.requests[number], number))
+            failed = [FailedItem.from_error(error, placed[error.chunk][0]) for error in result.errors]
+        for number, request_items in placed:
+            if request_items.left_out:
+                failed += [FailedItem(number, item, text) for item, text in request_items.left_out]
+                request_items.left_out = []
+        if failed:
+            report(failed, call.requests, call.batch, self._counts)
         self._counts.steps += 1
         return info
 
     def _row_width(self, modality: Any) -> int:
         has_levels = bool(self._deepstack.get(modality))
         return self.shape.hidden * (1 + self.shape.levels) if has_levels else self.shape.hidden
-
-    def _report(self, error: ItemError, request: str) -> None:
-        self._counts.errors += 1
-        logger.error(
-            "vitcache: item %d of request %s has no rows, they are zero: expected %d rows, got %s (%s: %s)",
-            error.item,
-            request,
-            error.expected,
-            error.found,
-            type(error.cause).__name__,
-            error.cause,
-        )
 
     def close(self) -> None:
         """Close the pipeline and the cache."""
@@ -187,25 +180,6 @@ def drop_frames(error: BaseException | None) -> None:
         error.__traceback__ = None
         drop_frames(error.__cause__)
         error = error.__context__
-
-
-def request_name(batch: Any, request: Any, number: int) -> str:
-    """Return the id of a request of a batch, as clients and SGLang's log name it, or its number.
-
-    Parameters
-    ----------
-    batch
-        As in `token_offsets`.
-    request
-        The `MultimodalInputs` of the request.
-    number
-        Its place among the requests with items.
-    """
-    ids, all_requests = (getattr(batch, name, None) or () for name in ("rids", "mm_inputs"))
-    for name, other in zip(ids, all_requests, strict=False):
-        if other is request:
-            return str(name)
-    return f"number {number} of a step"
 
 
 def _reference(model: Any) -> Callable[[], Any]:
