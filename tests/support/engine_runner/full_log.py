@@ -16,7 +16,7 @@ from engine_runner.pool import Outcome
 ROOT = Path(__file__).resolve().parents[3]
 
 
-class Tested(NamedTuple):
+class FinishedTest(NamedTuple):
     """How a test ended, and the properties that it has recorded."""
 
     name: str
@@ -73,7 +73,7 @@ def write_log(
     path: Path,
     packages: Sequence[str],
     outcomes: list[Outcome],
-    tests: list[Tested],
+    tests: list[FinishedTest],
     exit_status: int,
     seconds: float,
 ) -> None:

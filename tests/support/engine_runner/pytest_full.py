@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine_runner.full_log import ROOT, Tested, write_log
+from engine_runner.full_log import ROOT, FinishedTest, write_log
 from engine_runner.pytest_pool import BEGIN, POOL, say
 
 
@@ -23,7 +23,7 @@ class FullRun:
 
     def __init__(self, packages: Sequence[str]) -> None:
         self.packages = packages
-        self.tests: list[Tested] = []
+        self.tests: list[FinishedTest] = []
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leave out the tests marked `full`, unless they are wanted."""
@@ -33,7 +33,7 @@ class FullRun:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            found = Tested(report.nodeid, report.outcome, report.duration, dict(report.user_properties))
+            found = FinishedTest(report.nodeid, report.outcome, report.duration, dict(report.user_properties))
             self.tests.append(found)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

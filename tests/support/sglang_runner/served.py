@@ -14,7 +14,7 @@ from sglang_runner.server import Server, chat_body, native_body, read
 MESSAGES = ([0], [1, 2], [3], [])
 NUM_IMAGES = sum(map(len, MESSAGES))
 TWO = [4, 5]
-LATER = [6, 7]  # their first request comes after the new weights, unless `before` asks for them
+LATER = [6, 7]  # first seen after the new weights, unless `before` asks for them
 TENANTS = ("a", "a", "b")
 
 
