@@ -80,6 +80,6 @@ CASES = {
         # As on a GPU: the next step begins before the result of a step is processed.
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
-        Case("bad-stock", ("probe", "faults"), ("death",), environment=NO_DUMPS),
+        Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
     )
 }
