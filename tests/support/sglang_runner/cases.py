@@ -51,6 +51,8 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 CHUNK_OF_BAD = 256
+# SGLang would wait for a minute for dumps of its processes when a scheduler ends.
+NO_DUMPS = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"}
 STEPS = ("chat", "swapped", "together", "prefix", "flush")
 
 
@@ -61,7 +63,7 @@ def bad(name: str, **options: Any) -> Case:
     return Case(
         name,
         ("vitcache", "probe", "faults"),
-        ("bad", "forms"),
+        ("bad", "forms", "sent"),
         limit_s=300,
         environment={"VITCACHE_SGLANG_OPTIONS": '{"max_rows_per_encode":40}'},
         options={"chunked_prefill_size": CHUNK_OF_BAD, **options},
@@ -85,7 +87,7 @@ CASES = {
         # As on a GPU: the next step begins before the result of a step is processed.
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
-        Case("bad-stock", ("probe", "faults"), ("death",)),
+        Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
         ranks("stock-ranks", ("probe",), "chat", "new"),
         ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
     )
