@@ -17,7 +17,7 @@ from sglang_fakes.scene import Scene, Window
 
 from vitcache.adapters.sglang import hooks, service, start_up
 from vitcache.adapters.sglang.plugin import register
-from vitcache.adapters.sglang.report import report
+from vitcache.adapters.sglang.server_info import server_counts
 from vitcache.adapters.sglang.stock_cache import StockCache
 from vitcache.adapters.sglang.tenant import NO_TENANT, tenant_of
 
@@ -146,7 +146,7 @@ def test_flush_clears_the_caches_if_sglang_has_flushed(managers: Any, used: Serv
 
 def test_internal_state_gets_the_counts_and_keeps_the_rest(managers: Any) -> None:
     answer = managers.scheduler.Scheduler.get_internal_state(None, "request")
-    assert answer.internal_state == {"world_size": 1, "vitcache": report()}
+    assert answer.internal_state == {"world_size": 1, "vitcache": server_counts()}
 
 
 @pytest.mark.parametrize("answer", [None, SimpleNamespace(), SimpleNamespace(internal_state=None)], ids=repr)

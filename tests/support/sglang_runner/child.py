@@ -16,6 +16,7 @@ from typing import Any
 from engine_runner import chat
 from engine_runner.tiny_models import FAMILIES
 
+from sglang_runner import bad_images
 from sglang_runner.cases import CASES, CHUNK, Case
 
 # The numbers of the images of each turn. The turns of a chat repeat their images.
@@ -52,7 +53,7 @@ class Engine:
         self.placeholder = FAMILIES[case.model].placeholder
         self._counts = folder / "counts.json"
         begin = time.monotonic()
-        self.engine = SglangEngine(model_path=str(model), **OPTIONS)
+        self.engine = SglangEngine(model_path=str(model), **{**OPTIONS, **case.options})
         self.up_s = time.monotonic() - begin
         self.engine.collective_rpc("watch")
 
@@ -140,7 +141,7 @@ def take_reload(engine: Engine) -> Any:
 
 STEPS: dict[str, Callable[[Engine], Any]] = {
     name.removeprefix("take_"): step for name, step in list(globals().items()) if name.startswith("take_")
-}
+} | bad_images.STEPS
 
 
 def main(name: str, model: str, result: str) -> None:

@@ -106,9 +106,9 @@ def around_internal_state(original: Callable[..., Any], *args: Any, **kwargs: An
     answer = original(*args, **kwargs)
     state = getattr(answer, "internal_state", None)
     if isinstance(state, dict):
-        from vitcache.adapters.sglang.report import report
+        from vitcache.adapters.sglang.server_info import server_counts
 
-        state["vitcache"] = report()
+        state["vitcache"] = server_counts()
     return answer
 
 

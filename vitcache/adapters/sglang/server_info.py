@@ -11,7 +11,7 @@ from vitcache.adapters.sglang import service
 from vitcache.cache.stats import CacheStats
 
 
-def report() -> dict[str, Any]:
+def server_counts() -> dict[str, Any]:
     """Return the counts of this process, which `stats` returns, and whether vitcache builds the steps.
 
     Returns
