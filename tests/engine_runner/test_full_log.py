@@ -1,4 +1,4 @@
-"""The log of a full run: counts of engines of both kinds, and what tests have recorded."""
+"""The log of a full run: the counts of engines of both kinds, and the properties of tests."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_clients_that_leave_during_an_encode_cost_no_other_encode(server: Server
     after = server.counts()
     assert after["encodes"] == before["encodes"] + 1
     assert after["errors"] == before["errors"]
-    assert server.get("/flush_cache", b"")  # SGLang refuses while a request is left
+    assert server.get("/flush_cache?timeout=10", b"")  # SGLang refuses while a request is left
 
 
 def send(server: Server, image: Image.Image) -> HTTPConnection:

@@ -17,7 +17,7 @@ Serve = Callable[..., Server]
 TIER_MIB = 1  # full after the first measurement: an image has up to 48 rows of 1 KiB
 # Of memory per image between the first and the last measurement. The rows of an image have 30 KiB on average,
 # and its feature has up to 1.2 MB.
-LIMIT_KIB = 5
+LIMIT_KIB = 10
 NUM_BAD = 200
 
 

@@ -21,5 +21,5 @@ def message(images: Sequence[Image.Image], text: str = "Describe it.") -> dict[s
 def data_url(image: Image.Image) -> str:
     """An image as a URL that contains it."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=1)  # noise can hardly be compressed
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -53,7 +53,7 @@ def tenants(server: Server) -> list[dict[str, Any]]:
 
 def flushed(server: Server) -> dict[str, Any]:
     """The answer to a known message after a flush."""
-    server.get("/flush_cache", b"")
+    server.get("/flush_cache?timeout=10", b"")
     return server.chat(images(TWO))
 
 
