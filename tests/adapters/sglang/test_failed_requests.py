@@ -144,3 +144,16 @@ def test_run_ends_with_its_batch_and_an_inner_run_restores_the_outer_one(fails: 
     assert hooks.around_run_batch(outer, "s", "outer", proxies="p") == "result of outer and p"
     assert seen == [("s", "inner"), *(["raised"] if fails else []), ("s", "outer")]
     assert RUN.get() is None
+
+
+def test_run_without_a_failure_costs_one_frame() -> None:
+    frames: list[str] = []
+
+    def original(scheduler: Any, batch: Any) -> None: ...
+
+    sys.setprofile(lambda frame, event, _: frames.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        hooks.around_run_batch(original, "scheduler", "batch")
+    finally:
+        sys.setprofile(None)
+    assert frames == ["around_run_batch", "original"]

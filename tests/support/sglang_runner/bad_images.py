@@ -42,7 +42,9 @@ class Requests:
         return int(self._engine.counts()["vitcache"]["encodes"])
 
     def flush(self) -> None:
-        self._engine.engine.flush_cache()
+        """Flush the caches. The scheduler refuses it while it ends the step of the last answer."""
+        while not self._engine.engine.flush_cache().success:
+            pass
 
     def state(self) -> dict[str, Any]:
         self.call("write_state", path=str(self._state))
@@ -114,13 +116,11 @@ def take_bad(engine: Any) -> Any:
             requests.flush()
             requests.call("set_fault", kind=kind)
             failed = requests.ask({"numbers": numbers})
-            state = requests.state()
+            state, encodes = requests.state(), requests.encodes()
             requests.call("set_fault", kind="none")
-            found[kind][name] = {
-                "failed": failed,
-                "state": state,
-                "mended": requests.ask({"numbers": numbers}),
-            }
+            mended = requests.ask({"numbers": numbers})
+            encodes = requests.encodes() - encodes
+            found[kind][name] = {"failed": failed, "state": state, "mended": mended, "encodes": encodes}
         requests.flush()
         requests.call("set_fault", kind=kind)
         found["together"][kind] = requests.ask(*together())

@@ -68,6 +68,13 @@ def bad(name: str, **options: Any) -> Case:
     )
 
 
+def ranks(name: str, plug_ins: tuple[str, ...], *steps: str) -> Case:
+    """An engine of two tensor parallel ranks."""
+    # SGLang wants a NUMA node for each rank on a CPU, unless its cores are given.
+    environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
+    return Case(name, plug_ins, steps, environment=environment, options={"tp_size": 2})
+
+
 CASES = {
     case.name: case
     for case in (
@@ -79,5 +86,7 @@ CASES = {
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
         Case("bad-stock", ("probe", "faults"), ("death",)),
+        ranks("stock-ranks", ("probe",), "chat", "new"),
+        ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
     )
 }
