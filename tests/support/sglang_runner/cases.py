@@ -50,9 +50,9 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-# SGLang wants a NUMA node for each rank on a CPU, unless its cores are given.
-TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
 CHUNK_OF_BAD = 256
+# SGLang would wait for a minute for dumps of its processes when a scheduler ends.
+NO_DUMPS = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"}
 STEPS = ("chat", "swapped", "together", "prefix", "flush")
 
 
@@ -63,16 +63,18 @@ def bad(name: str, **options: Any) -> Case:
     return Case(
         name,
         ("vitcache", "probe", "faults"),
-        ("bad", "forms"),
+        ("bad", "forms", "sent"),
         limit_s=300,
         environment={"VITCACHE_SGLANG_OPTIONS": '{"max_rows_per_encode":40}'},
         options={"chunked_prefill_size": CHUNK_OF_BAD, **options},
     )
 
 
-def of_two_ranks(name: str, plug_ins: tuple[str, ...], steps: tuple[str, ...]) -> Case:
+def ranks(name: str, plug_ins: tuple[str, ...], *steps: str) -> Case:
     """An engine of two tensor parallel ranks."""
-    return Case(name, plug_ins, steps, limit_s=300, environment=TWO_RANKS, options={"tp_size": 2})
+    # SGLang wants a NUMA node for each rank on a CPU, unless its cores are given.
+    environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
+    return Case(name, plug_ins, steps, limit_s=300, environment=environment, options={"tp_size": 2})
 
 
 CASES = {
@@ -85,8 +87,8 @@ CASES = {
         # As on a GPU: the next step begins before the result of a step is processed.
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
-        Case("bad-stock", ("probe", "faults"), ("death",)),
-        of_two_ranks("stock-ranks", ("probe",), ("chat", "new")),
-        of_two_ranks("ranks", ("vitcache", "probe"), ("chat", "cleared", "broken", "new")),
+        Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
+        ranks("stock-ranks", ("probe",), "chat", "new"),
+        ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
     )
 }

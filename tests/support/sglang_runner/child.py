@@ -82,6 +82,10 @@ class Engine:
         parts = "".join(f"{self.placeholder}picture {number} has a long text. " for number in numbers)
         return f"<|im_start|>user\n{parts}Describe them.<|im_end|>\n<|im_start|>assistant\n"
 
+    def server_info(self) -> Any:
+        """The counts of vitcache that SGLang's own call returns, or None."""
+        return self.engine.get_server_info()["internal_states"][0].get("vitcache")
+
     def counts(self) -> dict[str, Any]:
         """The counts of the probe, and those of vitcache, in the process of the scheduler."""
         self.engine.collective_rpc("write_counts", path=str(self._counts))
@@ -168,8 +172,10 @@ def main(name: str, model: str, result: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder  # of the sockets
         engine = Engine(case, Path(model), Path(folder))
+        infos = [engine.server_info()]
         taken = {step: STEPS[step](engine) for step in case.steps}
-        answer = {"up_s": round(engine.up_s, 1), "counts": engine.counts(), **taken}
+        infos.append(engine.server_info())
+        answer = {"up_s": round(engine.up_s, 1), "counts": engine.counts(), "infos": infos, **taken}
         Path(result).write_text(json.dumps(answer))
         engine.engine.shutdown()
 

@@ -11,6 +11,7 @@ PROBES = {
     "probe": "sglang_runner.probe:probe",
     "rename": "sglang_runner.probe:rename",
     "faults": "sglang_runner.faults:faults",
+    "odd_images": "sglang_runner.odd_images:odd_images",
 }
 
 

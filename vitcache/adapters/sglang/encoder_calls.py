@@ -12,8 +12,10 @@ from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
+from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.ranks import Ranks
 from vitcache.pipeline.items import Item
+from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE
 from vitcache.rows import DTYPES
 
 Embedder = Callable[[list[Any]], Any]
@@ -27,6 +29,11 @@ def num_encoder_ranks() -> int:
     except ValueError:  # the process has no configuration of SGLang
         is_shared = False
     return int(context.get_parallel().attn_tp_size) if context is not None and is_shared else 1
+
+
+def max_rows_per_encode(options: Options) -> int:
+    """Return the most rows of one call: the option, or the pipeline's default times the ranks of a call."""
+    return options.max_rows_per_encode or MAX_ROWS_PER_ENCODE * num_encoder_ranks()
 
 
 class PrunedVideo(Exception):

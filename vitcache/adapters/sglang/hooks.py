@@ -101,6 +101,17 @@ def around_flush(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     return is_flushed
 
 
+def around_internal_state(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`Scheduler.get_internal_state`: adds the counts of this process, which `/server_info` shows."""
+    answer = original(*args, **kwargs)
+    state = getattr(answer, "internal_state", None)
+    if isinstance(state, dict):
+        from vitcache.adapters.sglang.server_info import server_counts
+
+        state["vitcache"] = server_counts()
+    return answer
+
+
 def around_update(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A weight update: rows of the old weights become unreachable, also if the update fails half-way."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo, num_encoder_ranks
+from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo, max_rows_per_encode
 from vitcache.adapters.sglang.failed_items import FailedItem, report
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape
@@ -20,10 +19,8 @@ from vitcache.adapters.sglang.ranks import Ranks, RanksDiffer
 from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.items import Chunk
-from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE, VisionPipeline
-
-MIB = 1 << 20
-logger = logging.getLogger("vitcache.adapters.sglang")
+from vitcache.pipeline.vision_pipeline import VisionPipeline
+from vitcache.ring.pinned_ring import PinnedRing
 
 
 class StepCall(NamedTuple):
@@ -59,6 +56,8 @@ class ModelStep:
         The rows of the model.
     cache
         The cache of its rows, from `make_cache`. The object closes it.
+    ring
+        The ring that its features pass, or None, as in `VisionPipeline`. The object closes it.
     """
 
     def __init__(
@@ -68,6 +67,7 @@ class ModelStep:
         cache: EmbeddingCache,
         options: Options,
         counts: Counts,
+        ring: PinnedRing | None = None,
     ) -> None:
         self.model = _reference(model)
         self.shape = shape
@@ -76,20 +76,13 @@ class ModelStep:
         self._ranks = Ranks.of_scheduler()
         self._calls = EncoderCalls(counts, shape.dtype, self._ranks)
         self.cache = cache
-        sizes = cache.stats()
-        logger.info(
-            "vitcache keeps the rows of %s: %.0f MiB on %s, %.0f MiB in host memory, pages of %d rows",
-            type(model).__name__,
-            sizes.device_capacity_bytes / MIB,
-            shape.device,
-            sizes.host_capacity_bytes / MIB,
-            cache.page_rows,
-        )
+        self._ring = ring
         self._pipeline = VisionPipeline(
             self._calls.encode,
             self.cache,
             namespace=namespace_of(model, shape.dtype),
-            max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE * num_encoder_ranks(),
+            ring=ring,
+            max_rows_per_encode=max_rows_per_encode(options),
             agree=self._ranks,
         )
         self._factory = ItemFactory(
@@ -179,8 +172,10 @@ class ModelStep:
         return self.shape.hidden * (1 + self.shape.levels) if has_levels else self.shape.hidden
 
     def close(self) -> None:
-        """Close the pipeline and the cache."""
+        """Close the pipeline, the ring and the cache."""
         self._pipeline.close()
+        if self._ring is not None:
+            self._ring.close()
         self.cache.close()
 
 
