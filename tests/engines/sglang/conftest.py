@@ -38,8 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of this process first: the engines need a minute to start."""
-    items.sort(key=lambda item: item.get_closest_marker("engines") is not None)
+    """Run the tests of this process first: the engines need a minute to start, and servers wait for them."""
+    items.sort(key=lambda item: any(map(item.get_closest_marker, ("engines", "full"))))
 
 
 @pytest.fixture(scope="session")
