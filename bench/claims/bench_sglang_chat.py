@@ -141,7 +141,7 @@ CASES: dict[str, list[ChatCase]] = {
         CpuChatCase(
             "chat, tiny model",
             "tiny",
-            chunk_tokens=4096,
+            chunk_tokens=8192,
             num_tokens=20_480,
             cache_mb=1,  # about as many rows as 100 MiB contain of Qwen3-VL-8B: see `chat_models`
             host_bytes=16 << 20,
@@ -149,7 +149,7 @@ CASES: dict[str, list[ChatCase]] = {
                 Chat(*size, turns, passes)
                 for size, turns, passes in zip(SIZES, TINY_TURNS, TINY_PASSES, strict=True)
             ),
-            limit=Limit(*SIZES[0], most=16, added_bytes=192 << 20),
+            limit=Limit(*SIZES[0], most=32, added_bytes=512 << 20),
         ),
         GpuChatCase(
             "chat, 8b model",

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 GROUP = "sglang.srt.plugins"  # of entry points
 SCHEDULER = "sglang.srt.managers.scheduler"
+ATTENTION = "sglang.srt.layers.attention.vision"
 STATS = "vitcache.adapters.sglang.service"
 
 
@@ -44,6 +46,8 @@ class Meter:
         self._encode, self._run_batch = runner.model.get_image_feature, scheduler.run_batch
         runner.model.get_image_feature = self._timed_encode
         scheduler.run_batch = self._counted_batch
+        if self._device == "cpu":
+            sys.modules[ATTENTION].VisionSdpaAttention.forward = attend_by_image
         self._begin_memory()
 
     def take(self, path: Path) -> None:
@@ -103,6 +107,27 @@ class Meter:
         import torch
 
         return torch.cuda.max_memory_allocated()
+
+
+def attend_by_image(
+    attention: Any, q: Any, k: Any, v: Any, bsz: int, cu_seqlens: Any = None, **_: Any
+) -> Any:
+    """Attend within each image, as the kernels for a GPU do. `q`, `k`, `v`: ``(patches, heads, head size)``.
+
+    For a CPU, SGLang has only an attention with a mask of all pairs of patches in a call: time and memory
+    would grow with the square of the images of a call, and SGLang keeps the last 128 masks.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    ends = cu_seqlens.tolist()
+    parts = [
+        scaled_dot_product_attention(
+            *(each[first:last].transpose(0, 1) for each in (q, k, v)), scale=attention.scale
+        ).transpose(0, 1)
+        for first, last in pairwise(ends)
+    ]
+    return torch.cat(parts)
 
 
 def limit_memory(num_bytes: int) -> None:
