@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from vitcache.bench.claims.sglang_chat_figure import draw as draw
-from vitcache.bench.claims.sglang_chat_results import add_answers, add_limit, add_turns
+from vitcache.bench.claims.sglang_chat_results import SWAPPED, add_answers, add_limit, add_turns
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.registry import CPU, GPU
 from vitcache.bench.harness.timing import Timer
-from vitcache.bench.sglang.chat_engines import HOST_TIER, NAMES, STOCK, VITCACHE, EngineOptions
+from vitcache.bench.sglang.chat_engines import HOST_TIER, MODELS, NAMES, STOCK, VITCACHE, EngineOptions
 from vitcache.bench.sglang.chat_start import Step, run_engine
 
 NAME = "sglang_chat"
@@ -100,6 +100,11 @@ class ChatCase:
             self.host_bytes,
         )
 
+    def contains(self, chat: Chat) -> bool:
+        """Whether the device tier of the contender with a host tier can contain an image of a chat."""
+        size = self.cache_mb << 20 if self.device_bytes is None else self.device_bytes
+        return MODELS[self.model].image_bytes(chat.width, chat.height) <= size
+
     def steps(self, contender: str, device_type: str) -> list[Step]:
         """The steps of an engine. The last one may end its process."""
         found: list[Step] = []
@@ -114,8 +119,8 @@ class ChatCase:
                 found.append(("swapped", "answers", {**asked, "are_swapped": True}))
         if self.limit is not None:
             width, height, most, added_bytes = self.limit
-            sizes = {"size": (width, height), "most": most, "added_bytes": added_bytes}
-            found.append(("limit", "limit", sizes))
+            added = {"most": most, "added_bytes": added_bytes}
+            found.append(("limit", "limit", {"size": (width, height), **added}))
         return found
 
 
@@ -149,7 +154,7 @@ CASES: dict[str, list[ChatCase]] = {
                 Chat(*size, turns, passes)
                 for size, turns, passes in zip(SIZES, TINY_TURNS, TINY_PASSES, strict=True)
             ),
-            limit=Limit(*SIZES[0], most=32, added_bytes=512 << 20),
+            limit=Limit(*SIZES[0], most=32, added_bytes=576 << 20),
         ),
         GpuChatCase(
             "chat, 8b model",
@@ -192,6 +197,10 @@ CASES: dict[str, list[ChatCase]] = {
 
 def run_case(case: ChatCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Run the engines of one case, one after the other; yields a label before each."""
+    if case.questions is not None:
+        from vitcache.bench.chats.digits import load_digits
+
+        load_digits()  # if a package is missing, the error names it in one line
     results: dict[str, dict[str, Any]] = {}
     for name in case.contenders:
         yield name
@@ -202,21 +211,18 @@ def run_case(case: ChatCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
         for chat in case.chats:
             check(name, results[name][chat.name], results[STOCK][chat.name], case.model)
     for chat in case.chats:
-        add_turns(recorder, chat.name, {name: taken[chat.name] for name, taken in results.items()})
+        found = {name: taken[chat.name] for name, taken in results.items()}
+        add_turns(recorder, chat.name, found, is_judged=case.contains(chat))
     if case.limit is not None:
-        size = f"{case.limit.width}x{case.limit.height}"
-        add_limit(
-            recorder, f"{size}, {case.model} model", {n: taken["limit"] for n, taken in results.items()}
-        )
+        label = f"{case.limit.width}x{case.limit.height}, {case.model} model"
+        add_limit(recorder, label, {name: taken["limit"] for name, taken in results.items()})
     if case.questions is not None:
         answers = {name: taken["answers"] for name, taken in results.items()}
-        answers["swapped"] = results[HOST_TIER]["swapped"]
-        add_answers(
-            recorder,
-            f"{case.questions.chats} chats of {case.questions.turns}",
-            answers,
-            case.questions.target,
-        )
+        answers[SWAPPED] = results[HOST_TIER]["swapped"]
+        if not answers[HOST_TIER]["demotions"]:
+            raise RuntimeError(f"{HOST_TIER} has demoted no card, so the host tier has given no rows")
+        label = f"{case.questions.chats} chats of {case.questions.turns}"
+        add_answers(recorder, label, answers, case.questions.target)
 
 
 def check(name: str, answers: list[dict[str, Any]], stock: list[dict[str, Any]], model: str) -> None:

@@ -1,4 +1,4 @@
-"""The results of the bench `sglang_chat`: what the engines have measured, as rows of its result file."""
+"""The rows of the result file of the bench `sglang_chat`, from the measurements of its engines."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ IMAGES_PER_TURN = 1  # target of the design, for every turn
 SWAPPED = "swapped"
 
 
-def add_turns(recorder: Recorder, size: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> None:
-    """Add, per turn, the time to the first token and the encoded images; for the last turn, also by chunk."""
+def add_turns(
+    recorder: Recorder, size: str, results: Mapping[str, Sequence[dict[str, Any]]], *, is_judged: bool
+) -> None:
+    """Add, per turn, the time to the first token and the encoded images; for the last turn, also by chunk.
+
+    `is_judged` says whether the design's target applies: an image must fit in the device tier.
+    """
+    judged = (HOST_TIER,) if is_judged else ()
     last = max(answer["turn"] for answer in results[STOCK])
     for turn in range(1, last + 1):
         passes = {name: [each for each in taken if each["turn"] == turn] for name, taken in results.items()}
         ttft = {name: Sample.of([each["ttft_ms"] for each in taken]) for name, taken in passes.items()}
         images = {name: Sample.of([_encoded(each) for each in taken]) for name, taken in passes.items()}
         for name in results:
-            case, target = f"{size} turn {turn}", IMAGES_PER_TURN if name == HOST_TIER else None
+            case, target = f"{size} turn {turn}", IMAGES_PER_TURN if name in judged else None
             recorder.add(case, name, "ttft_ms", "ms", ttft[name], against=(STOCK, ttft[STOCK].value))
             recorder.add(case, name, "encoded", "images", images[name], target=target, limit=target)
     for chunk in range(len(passes[STOCK][0]["chunks"])):

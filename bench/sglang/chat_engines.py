@@ -15,6 +15,29 @@ STOCK, VITCACHE, HOST_TIER = "stock", "vitcache", "vitcache, host tier"
 NAMES = (STOCK, VITCACHE, HOST_TIER)
 PLUG_INS = "plug_ins"  # the folder of the bench's own plug-in
 METER = "vitcache_bench_meter"  # the name of this plug-in
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of `chat_models`.
+
+    `row_bytes` counts the deepstack levels, too. A row stands for `row_side` x `row_side` pixels.
+    """
+
+    row_bytes: int
+    row_side: int = 32
+
+    def image_bytes(self, width: int, height: int) -> int:
+        """The bytes of the rows of an image. SGLang resizes it to whole rows."""
+        return round(width / self.row_side) * round(height / self.row_side) * self.row_bytes
+
+
+MODELS = {
+    "tiny": Model(40 * 4 * 2),
+    "8b": Model(4096 * 4 * 2),
+    "reader": Model(96 * 2 * 4, row_side=8),
+    "reader-untrained": Model(96 * 2 * 4, row_side=8),
+}
 REMOVED = ("SGLANG_", "VITCACHE_", "HF_")
 
 # Triton, CUDA graphs and the overlap of steps need a GPU.
@@ -45,7 +68,7 @@ class EngineOptions:
     contender
         One of `NAMES`.
     model
-        A model of `chat_models`.
+        One of `MODELS`.
     chunk_tokens
         The most tokens of a step of prefill.
     num_tokens

@@ -1,6 +1,6 @@
-"""The steps that an engine of the bench `sglang_chat` takes. Each yields what it has found so far.
+"""The steps that an engine of the bench `sglang_chat` takes. Each yields its result so far.
 
-The process of an engine may end in the last step: its last yield is then the result.
+The process of an engine may end in the last step: the result is then that of its last yield.
 """
 
 from __future__ import annotations

@@ -120,13 +120,11 @@ def attend_by_image(
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    ends = cu_seqlens.tolist()
-    parts = [
-        scaled_dot_product_attention(
-            *(each[first:last].transpose(0, 1) for each in (q, k, v)), scale=attention.scale
-        ).transpose(0, 1)
-        for first, last in pairwise(ends)
-    ]
+    parts = []
+    for first, last in pairwise(cu_seqlens.tolist()):
+        query, key, value = (each[first:last].transpose(0, 1) for each in (q, k, v))
+        rows = scaled_dot_product_attention(query, key, value, scale=attention.scale)
+        parts.append(rows.transpose(0, 1))
     return torch.cat(parts)
 
 
