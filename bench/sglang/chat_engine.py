@@ -65,10 +65,12 @@ def main(options: str, model: str, result: str) -> None:
         tempfile.tempdir = folder  # of the sockets: the path of a socket must be short
         engine = ChatEngine(EngineOptions(**given["engine"]), given["device_type"], model, Path(folder))
         taken: dict[str, Any] = {}
-        for key, name, arguments in given["steps"]:
-            for taken[key] in STEPS[name](engine, **arguments):
-                replace_file(Path(result), json.dumps(taken))
-        engine.shut_down()
+        try:
+            for key, name, arguments in given["steps"]:
+                for taken[key] in STEPS[name](engine, **arguments):
+                    replace_file(Path(result), json.dumps(taken))
+        finally:
+            engine.shut_down()
 
 
 if __name__ == "__main__":
