@@ -14,8 +14,8 @@
 # make soak         run the tests that take minutes
 # make fuzz         give random inputs to the native code under AddressSanitizer, for FUZZ_SECONDS=600; make test does it for 20 s
 # make engines      run vLLM and SGLang on the CPU with vitcache and without it, in .venv-vllm and .venv-sglang, which it
-#                   installs first (x86-64, 8 GB); ENGINE=vllm or ENGINE=sglang runs one of them, FULL=1 all engines of
-#                   vLLM and `vllm serve`; ARGS="-k chunks" passes options to pytest
+#                   installs first (x86-64, 8 GB); ENGINE=vllm or ENGINE=sglang runs one of them, FULL=1 all engines, and
+#                   `vllm serve` and `sglang serve`; ARGS="-k chunks" passes options to pytest
 # make setup        create .venv with the pinned dependencies and the native module; the other targets run it first
 # make check        run the linters, the type checker and the formatters' checks
 # make format       format the code, repair lint errors, and write the stub of the native module

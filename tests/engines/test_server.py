@@ -9,7 +9,8 @@ import pytest
 from engine_runner.cases import Case
 from engine_runner.chat import NUM_IMAGES, TURNS
 from engine_runner.pool import Pool
-from engine_runner.server import Server, shared_memory
+from engine_runner.server import Server
+from engine_runner.server_process import shared_memory
 
 pytestmark = pytest.mark.full
 Serve = Callable[..., Server]

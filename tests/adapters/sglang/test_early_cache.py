@@ -13,7 +13,7 @@ from sglang_fakes.model import HIDDEN, Model
 from sglang_fakes.requests import Inputs, image
 from sglang_fakes.scene import Scene, Window
 
-from vitcache.adapters.sglang import model_cache, service, start_up
+from vitcache.adapters.sglang import model_memory, service, start_up
 from vitcache.adapters.sglang.early_cache import expected_shape
 from vitcache.adapters.sglang.model_cache import StepShape
 
@@ -77,13 +77,13 @@ def test_instance_without_encoders_has_no_early_cache(monkeypatch: pytest.Monkey
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The caches that were made, in order."""
     caches: list[Any] = []
-    make = model_cache.make_cache
+    make = model_memory.make_cache
 
     def record(*arguments: Any) -> Any:
         caches.append(make(*arguments))
         return caches[-1]
 
-    monkeypatch.setattr(service, "make_cache", record)
+    monkeypatch.setattr(model_memory, "make_cache", record)
     return caches
 
 
@@ -93,7 +93,7 @@ def first_step(scene: Scene) -> None:
 
 def test_first_step_uses_the_cache_of_the_start(monkeypatch: pytest.MonkeyPatch, made: list[Any]) -> None:
     scene = Scene(monkeypatch, device_bytes=4096)
-    scene.service.make_early(SHAPE)
+    scene.service.make_early(scene.model, SHAPE)
     assert len(made) == 1
     first_step(scene)
     assert len(made) == 1
@@ -104,7 +104,7 @@ def test_cache_of_another_shape_is_closed_before_the_right_one_is_made(
     monkeypatch: pytest.MonkeyPatch, made: list[Any]
 ) -> None:
     scene = Scene(monkeypatch, Model(levels=2), device_bytes=4096)
-    scene.service.make_early(SHAPE)
+    scene.service.make_early(scene.model, SHAPE)
     first_step(scene)
     assert len(made) == 2
     assert made[1].row_width == 3 * HIDDEN
@@ -116,7 +116,7 @@ def test_early_cache_is_closed_if_sglang_makes_its_own_cache_again(
     monkeypatch: pytest.MonkeyPatch, made: list[Any]
 ) -> None:
     scene = Scene(monkeypatch, device_bytes=4096)
-    scene.service.make_early(SHAPE)
+    scene.service.make_early(scene.model, SHAPE)
     service.STOCK_CACHE.make(lambda size: None, 123)
     first_step(scene)
     assert len(made) == 2

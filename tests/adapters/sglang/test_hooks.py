@@ -17,6 +17,7 @@ from sglang_fakes.scene import Scene, Window
 
 from vitcache.adapters.sglang import hooks, service, start_up
 from vitcache.adapters.sglang.plugin import register
+from vitcache.adapters.sglang.server_info import server_counts
 from vitcache.adapters.sglang.stock_cache import StockCache
 from vitcache.adapters.sglang.tenant import NO_TENANT, tenant_of
 
@@ -141,6 +142,18 @@ def test_flush_clears_the_caches_if_sglang_has_flushed(managers: Any, used: Serv
     scheduler = SimpleNamespace(is_idle=is_idle)
     assert managers.scheduler.Scheduler.flush_cache(scheduler) is is_idle
     assert used.calls == (["clear"] if is_idle else [])
+
+
+def test_internal_state_gets_the_counts_and_keeps_the_rest(managers: Any) -> None:
+    answer = managers.scheduler.Scheduler.get_internal_state(None, "request")
+    assert answer.internal_state == {"world_size": 1, "vitcache": server_counts()}
+
+
+@pytest.mark.parametrize("answer", [None, SimpleNamespace(), SimpleNamespace(internal_state=None)], ids=repr)
+def test_internal_state_of_another_form_is_returned_as_it_is(answer: Any) -> None:
+    before = repr(answer)
+    assert hooks.around_internal_state(lambda *_: answer, None, "request") is answer
+    assert repr(answer) == before
 
 
 @pytest.mark.parametrize("name", ["disk", "distributed", "tensor", "ipc"])

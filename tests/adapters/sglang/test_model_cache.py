@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from vitcache import EmbeddingCache
 from vitcache.adapters.sglang.model_cache import (
     FEWEST_PAGES,
     MOST_PAGE_ROWS,
@@ -13,6 +16,8 @@ from vitcache.adapters.sglang.model_cache import (
     page_rows,
 )
 from vitcache.adapters.sglang.options import Options
+from vitcache.cache.policies import POLICIES
+from vitcache.testing import inspect
 
 HIDDEN = 4
 
@@ -43,3 +48,30 @@ def test_host_tier_smaller_than_a_page_has_one_page(device_bytes: int, host_byte
         page_bytes = cache.page_rows * HIDDEN * 4
         pages = max(1, host_bytes // page_bytes) if host_bytes else 0
         assert cache.stats().host_capacity_bytes == pages * page_bytes
+
+
+def eviction_order(cache: EmbeddingCache) -> list[bytes]:
+    """The keys of a full tier, the next victim first. Later entries cost less, and two were hit."""
+    keys = [bytes([number]) * 32 for number in range(4)]
+    for number, key in enumerate(keys):
+        assert cache.put(key, torch.full((1, HIDDEN), float(number)), encode_ms=10.0 - number)
+    for key in (keys[0], keys[0], keys[1]):
+        lease = cache.get(key)
+        assert lease is not None
+        lease.release()
+    return inspect(cache).eviction_order("device")
+
+
+def test_policy_of_the_option_is_that_of_the_cache() -> None:
+    shape = StepShape(HIDDEN, 0, torch.float32, torch.device("cpu"))
+    tier: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "device_bytes": 64, "page_rows": 1}
+    orders = set()
+    for policy in POLICIES:
+        with (
+            make_cache(shape, 64, Options(policy=policy)) as ours,
+            EmbeddingCache(HIDDEN, policy=policy, **tier) as plain,
+        ):
+            order = eviction_order(ours)
+            assert order == eviction_order(plain)
+            orders.add(tuple(order))
+    assert len(orders) == len(POLICIES)

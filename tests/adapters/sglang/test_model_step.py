@@ -17,9 +17,10 @@ from sglang_fakes.scene import Scene, Window
 from vitcache import EmbeddingCache, PinnedRing, VisionPipeline
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls
+from vitcache.adapters.sglang.failed_items import request_name
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape, make_cache
-from vitcache.adapters.sglang.model_step import ModelStep, request_name
+from vitcache.adapters.sglang.model_step import ModelStep
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.pipeline.items import Chunk

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from vitcache.adapters.sglang.options import VARIABLE, Options
+from vitcache.cache.policies import POLICIES
+from vitcache.ring.pinned_ring import MIN_BYTES
 
 
 @pytest.mark.parametrize("text", ["", " \n", "{}", " {} "])
@@ -25,10 +27,12 @@ def test_all_options_are_read_from_the_variable(monkeypatch: pytest.MonkeyPatch)
         "device_bytes": "1.5 GiB",
         "host_bytes": 4096,
         "max_rows_per_encode": 7,
+        "policy": "cost",
+        "ring_bytes": "1 KiB",
         "trust_engine_hash": True,
     }
     monkeypatch.setenv(VARIABLE, json.dumps(values))
-    assert Options.from_environment() == Options(3 << 29, 4096, 7, True)
+    assert Options.from_environment() == Options(3 << 29, 4096, 7, "cost", 1 << 10, True)
 
 
 def test_zero_bytes_of_host_memory_are_accepted_and_of_the_device_are_not() -> None:
@@ -57,7 +61,7 @@ WRONG_SIZES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["device_bytes", "host_bytes"])
+@pytest.mark.parametrize("name", ["device_bytes", "host_bytes", "ring_bytes"])
 @pytest.mark.parametrize("value", [*WRONG_SIZES, *TOO_LARGE], ids=repr)
 def test_wrong_size_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=name):
@@ -68,6 +72,31 @@ def test_wrong_size_is_refused_by_name(name: str, value: Any) -> None:
 def test_wrong_number_of_rows_is_refused_by_name(value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="max_rows_per_encode"):
         Options.from_json(json.dumps({"max_rows_per_encode": value}))
+
+
+def test_ring_smaller_than_a_slot_is_refused_by_name() -> None:
+    assert Options.from_json(f'{{"ring_bytes": {MIN_BYTES}}}').ring_bytes == MIN_BYTES
+    for value in (0, MIN_BYTES - 1):
+        with pytest.raises(ValueError, match=f"ring_bytes.*at least {MIN_BYTES}"):
+            Options.from_json(f'{{"ring_bytes": {value}}}')
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_each_policy_is_accepted(policy: str) -> None:
+    assert Options.from_json(json.dumps({"policy": policy})).policy == policy
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "LRU", "lru ", "fifo", "x" * 9999, 0, 1.0, True, None, [], {}],
+    ids=lambda value: repr(value)[:9],
+)
+def test_wrong_policy_is_refused_by_name(value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="policy") as found:
+        Options.from_json(json.dumps({"policy": value}))
+    assert len(str(found.value)) < 1000
+    if isinstance(value, str):
+        assert all(repr(policy) in str(found.value) for policy in POLICIES)
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", "", None, [], {}], ids=repr)

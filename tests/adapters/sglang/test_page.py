@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ import pytest
 import torch
 from sglang_page import count_table, reason_table, size_table
 
-from vitcache.adapters.sglang import model_cache, start_up
-from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.model_step import ModelStep
+from vitcache.adapters.sglang import model_cache, model_memory, start_up
+from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES
 from vitcache.adapters.sglang.options import VARIABLE, Options
-from vitcache.adapters.sglang.service import UNRESERVED_BYTES
 from vitcache.adapters.sglang.start_up import ANY_VERSION, TESTED_VERSIONS
 from vitcache.adapters.sglang.targets import TARGETS
 from vitcache.pipeline.feature_mover import RING_BYTES
@@ -49,13 +48,18 @@ def test_table_of_the_page_is_the_computed_one(lines: list[str]) -> None:
 
 
 def test_table_of_options_has_every_option_and_its_default() -> None:
-    defaults = {cells[0].strip("`"): cells[1] for cells in rows_below("Options")[:4]}
+    defaults = {cells[0].strip("`"): cells[1] for cells in rows_below("Options")[: len(fields(Options))]}
     assert list(defaults) == list(inspect.signature(Options).parameters)
     assert f"{UNRESERVED_BYTES >> 20} MiB" in defaults["device_bytes"]
     assert defaults["host_bytes"] == str(Options().host_bytes)
     assert (Options().max_rows_per_encode, defaults["max_rows_per_encode"]) == (
         None,
         str(MAX_ROWS_PER_ENCODE),
+    )
+    assert defaults["policy"] == f"`{Options().policy}`"
+    assert (Options().ring_bytes, defaults["ring_bytes"].split(" if ")[0]) == (
+        None,
+        f"{RING_BYTES >> 20} MiB",
     )
     assert defaults["trust_engine_hash"] == str(Options().trust_engine_hash).lower()
 
@@ -88,7 +92,7 @@ class Qwen3VLForConditionalGeneration:
     """A model of the name that the page prints."""
 
 
-def test_printed_log_lines_are_those_of_a_start_and_of_the_first_step(
+def test_printed_log_lines_are_those_of_a_start(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "vitcache.adapters.sglang")
@@ -96,19 +100,17 @@ def test_printed_log_lines_are_those_of_a_start_and_of_the_first_step(
     monkeypatch.setattr(start_up, "check_targets", lambda: None)
     monkeypatch.setattr(start_up, "check_target", lambda target: None)
     start_up.check_start_up()
-    shape = model_cache.StepShape(4, 0, torch.float32, torch.device("cpu"))
-    cache = model_cache.make_cache(shape, 1 << 20, Options())
-    step = ModelStep(Qwen3VLForConditionalGeneration(), shape, cache, Options(), Counts())
-    step.close()
+    shape = model_cache.StepShape(4096, 3, torch.bfloat16, torch.device("cpu"))
+    model_memory.make_memory(Qwen3VLForConditionalGeneration(), shape, 1 << 20, Options()).close()
     printed = re.findall(r"^    (vitcache .*)$", PAGE, re.M)
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
-    sizes = r"\b\d+ MiB|cuda:0|cpu"  # those of the page are an example
+    sizes = r"\b\d+ MiB|pages of \d+|cuda:0|cpu"  # those of the page are an example
     logged = [record.getMessage() for record in caplog.records]
     assert [re.sub(sizes, "*", line) for line in logged] == [re.sub(sizes, "*", line) for line in printed]
 
 
 def test_every_message_of_the_page_is_a_message_of_the_code() -> None:
-    shared = [ROOT / "vitcache" / name for name in ("arguments.py", "pages/pool.py")]
+    shared = [ROOT / "vitcache" / name for name in ("arguments.py", "pages/pool.py", "adapters/agreement.py")]
     paths = [*(ROOT / "vitcache/adapters/sglang").glob("*.py"), *shared]
     sources = [re.sub(r'"\s*f?"', "", path.read_text()) for path in paths]
     fragments = [cells[0].strip("`") for cells in rows_below("Trouble")]

@@ -17,8 +17,8 @@ from sglang_fakes.scene import Scene, Window, token_ids
 import vitcache.adapters.sglang
 from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.counts import SglangStats
+from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES
 from vitcache.adapters.sglang.options import VARIABLE
-from vitcache.adapters.sglang.service import UNRESERVED_BYTES
 from vitcache.adapters.sglang.stock_cache import StockCache
 
 

@@ -92,6 +92,8 @@ class Req:
         self.multimodal_inputs = image_inputs
 """,
     "srt/managers/scheduler": """
+from types import SimpleNamespace
+
 import sglang.srt.managers.mm_schedule, sglang.srt.managers.mm_utils, sglang.srt.managers.schedule_batch
 import sglang.srt.managers.scheduler_components.weight_updater
 
@@ -100,8 +102,14 @@ class Scheduler:
     def __init__(self, server_args=None):
         self.is_idle = True
 
+    def run_batch(self, batch, pp_proxy_tensors=None):
+        return batch
+
     def flush_cache(self, empty_cache=True):
         return self.is_idle
+
+    def get_internal_state(self, recv_req):
+        return SimpleNamespace(internal_state={"world_size": 1})
 """,
     "srt/managers/scheduler_components/weight_updater": """
 class SchedulerWeightUpdaterManager:

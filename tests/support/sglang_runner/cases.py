@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from engine_runner.pool import SUPPORT
 
@@ -18,7 +19,8 @@ REMOVED = ("SGLANG_", "VITCACHE_", "TRITON_", "HF_", "CUDA_")
 class Case:
     """One engine: its plug-ins and requests.
 
-    `steps` are functions of `child`, called in order. `environment` adds variables.
+    `steps` are functions of `child`, called in order. `environment` adds variables, and `options` replaces
+    options of `Engine`.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Case:
     model: str = "qwen3"
     limit_s: float = 150
     environment: dict[str, str] = field(default_factory=dict, hash=False)
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the process, beside those of every engine."""
@@ -47,7 +50,33 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+CHUNK_OF_BAD = 256
+# SGLang would wait for a minute for dumps of its processes when a scheduler ends.
+NO_DUMPS = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"}
 STEPS = ("chat", "swapped", "together", "prefix", "flush")
+
+
+def bad(name: str, **options: Any) -> Case:
+    """An engine with an image that fails. Its other large images are encoded alone, so that the last bits of
+    their rows do not depend on the images that are encoded beside them.
+    """
+    return Case(
+        name,
+        ("vitcache", "probe", "faults"),
+        ("bad", "forms", "sent"),
+        limit_s=300,
+        environment={"VITCACHE_SGLANG_OPTIONS": '{"max_rows_per_encode":40}'},
+        options={"chunked_prefill_size": CHUNK_OF_BAD, **options},
+    )
+
+
+def ranks(name: str, plug_ins: tuple[str, ...], *steps: str) -> Case:
+    """An engine of two tensor parallel ranks."""
+    # SGLang wants a NUMA node for each rank on a CPU, unless its cores are given.
+    environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
+    return Case(name, plug_ins, steps, environment=environment, options={"tp_size": 2})
+
+
 CASES = {
     case.name: case
     for case in (
@@ -55,5 +84,11 @@ CASES = {
         Case("vitcache", steps=(*STEPS, "seen", "reload")),
         Case("disabled", environment={"VITCACHE_DISABLE": "1"}),
         Case("renamed-function", ("vitcache", "rename")),
+        # As on a GPU: the next step begins before the result of a step is processed.
+        bad("bad", disable_overlap_schedule=False),
+        bad("bad-in-turn"),
+        Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
+        ranks("stock-ranks", ("probe",), "chat", "new"),
+        ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
     )
 }

@@ -16,6 +16,7 @@ from typing import Any
 from engine_runner import chat
 from engine_runner.tiny_models import FAMILIES
 
+from sglang_runner import bad_images
 from sglang_runner.cases import CASES, CHUNK, Case
 
 # The numbers of the images of each turn. The turns of a chat repeat their images.
@@ -23,6 +24,7 @@ TURNS = ([0], [0, 1], [0, 1, 2], [0, 1, 2])
 SWAPPED = [0, 5, 2]  # the images 1 and 5 have one size
 LATER = ([6], [6, 7], [6, 7, 8])
 RELOADED = [9, 10, 11]
+NEW = [12]
 NUM_TOKENS = 4
 # Triton, CUDA graphs and the overlap of steps need a GPU.
 OPTIONS = {
@@ -52,7 +54,7 @@ class Engine:
         self.placeholder = FAMILIES[case.model].placeholder
         self._counts = folder / "counts.json"
         begin = time.monotonic()
-        self.engine = SglangEngine(model_path=str(model), **OPTIONS)
+        self.engine = SglangEngine(model_path=str(model), **{**OPTIONS, **case.options})
         self.up_s = time.monotonic() - begin
         self.engine.collective_rpc("watch")
 
@@ -79,6 +81,10 @@ class Engine:
     def prompt(self, numbers: list[int]) -> str:
         parts = "".join(f"{self.placeholder}picture {number} has a long text. " for number in numbers)
         return f"<|im_start|>user\n{parts}Describe them.<|im_end|>\n<|im_start|>assistant\n"
+
+    def server_info(self) -> Any:
+        """The counts of vitcache that SGLang's own call returns, or None."""
+        return self.engine.get_server_info()["internal_states"][0].get("vitcache")
 
     def counts(self) -> dict[str, Any]:
         """The counts of the probe, and those of vitcache, in the process of the scheduler."""
@@ -119,7 +125,8 @@ def take_prefix(engine: Engine) -> Any:
 
 def take_flush(engine: Engine) -> Any:
     """The last turn after a flush of the caches."""
-    engine.engine.flush_cache()
+    while not engine.engine.flush_cache().success:
+        pass  # refused while the scheduler ends the step of the last answer
     return [engine.ask(TURNS[-1])]
 
 
@@ -134,9 +141,30 @@ def take_reload(engine: Engine) -> Any:
     return [{"done": done, **engine.ask(RELOADED)}]
 
 
+def take_cleared(engine: Engine) -> Any:
+    """The last turn, after the cache of one rank lost its entries."""
+    engine.engine.collective_rpc("clear_rank", rank=1)
+    return [engine.ask(TURNS[-1])]
+
+
+def take_broken(engine: Engine) -> Any:
+    """The turn of `new` while one rank cannot read features, and its error."""
+    engine.engine.collective_rpc("break_rank", rank=1)
+    try:
+        engine.ask(NEW)
+    except Exception as error:
+        return {"type": type(error).__name__, "text": str(error)}
+    finally:
+        engine.engine.collective_rpc("break_rank", rank=None)
+
+
+def take_new(engine: Engine) -> Any:
+    return [engine.ask(NEW)]
+
+
 STEPS: dict[str, Callable[[Engine], Any]] = {
     name.removeprefix("take_"): step for name, step in list(globals().items()) if name.startswith("take_")
-}
+} | bad_images.STEPS
 
 
 def main(name: str, model: str, result: str) -> None:
@@ -144,8 +172,10 @@ def main(name: str, model: str, result: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder  # of the sockets
         engine = Engine(case, Path(model), Path(folder))
+        infos = [engine.server_info()]
         taken = {step: STEPS[step](engine) for step in case.steps}
-        answer = {"up_s": round(engine.up_s, 1), "counts": engine.counts(), **taken}
+        infos.append(engine.server_info())
+        answer = {"up_s": round(engine.up_s, 1), "counts": engine.counts(), "infos": infos, **taken}
         Path(result).write_text(json.dumps(answer))
         engine.engine.shutdown()
 

@@ -7,7 +7,12 @@ from pathlib import Path
 
 GROUP = "sglang.srt.plugins"
 PLUG_INS = "plug_ins"  # the folder of the tests' plug-ins, in the folder of the engines
-PROBES = {name: f"sglang_runner.probe:{name}" for name in ("probe", "rename")}
+PROBES = {
+    "probe": "sglang_runner.probe:probe",
+    "rename": "sglang_runner.probe:rename",
+    "faults": "sglang_runner.faults:faults",
+    "odd_images": "sglang_runner.odd_images:odd_images",
+}
 
 
 def write_package(folder: Path, name: str, plug_ins: Mapping[str, str]) -> None:

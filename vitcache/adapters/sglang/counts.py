@@ -24,8 +24,10 @@ class SglangStats:
     encodes
         Items that an encoder of the model has encoded.
     errors
-        Items whose rows are zero in a step, because they could not be encoded, and items that are left out of
-        a request, because their offsets are wrong. An item that fails in several chunks counts in each.
+        Items without rows in a step, because they could not be encoded or their offsets are wrong. An item of
+        a request that is not ended can fail, and count, in several steps.
+    ended
+        Requests that were ended because of such an item.
     originals
         Steps that SGLang's own function has computed, by the reason.
     unshared
@@ -38,6 +40,7 @@ class SglangStats:
     steps: int = 0
     encodes: int = 0
     errors: int = 0
+    ended: int = 0
     originals: Mapping[str, int] = field(default_factory=dict)
     unshared: int = 0
     caches: tuple[CacheStats, ...] = ()
@@ -60,6 +63,7 @@ class Counts:
         self.steps = 0
         self.encodes = 0
         self.errors = 0
+        self.ended = 0
         self.unshared = 0
         self.originals: Counter[str] = Counter()
 
@@ -94,4 +98,12 @@ class Counts:
 
     def read(self, caches: tuple[CacheStats, ...]) -> SglangStats:
         """Return the counts so far."""
-        return SglangStats(self.steps, self.encodes, self.errors, dict(self.originals), self.unshared, caches)
+        return SglangStats(
+            steps=self.steps,
+            encodes=self.encodes,
+            errors=self.errors,
+            ended=self.ended,
+            originals=dict(self.originals),
+            unshared=self.unshared,
+            caches=caches,
+        )

@@ -1,4 +1,4 @@
-"""The cache of a scheduler's model, made when the scheduler starts: its memory cannot run out in a step."""
+"""The memory of a scheduler's model, allocated when the scheduler starts: it cannot run out in a step."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import torch
 from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.engine_modules import DP_ATTENTION
 from vitcache.adapters.sglang.model_cache import StepShape
-
-_ENCODERS = ("get_image_feature", "get_video_feature", "get_audio_feature")
+from vitcache.adapters.sglang.model_memory import ENCODERS
 
 
 def make_early(scheduler: Any) -> None:
-    """Make the cache of a scheduler's model, unless the scheduler runs no encoders.
+    """Allocate the tiers and the ring of a scheduler's model, unless the scheduler runs no encoders.
 
     Raises
     ------
     MemoryError
-        If the memory of a tier cannot be allocated.
+        As `make_memory`.
     """
     shape = expected_shape(scheduler)
     if shape is None:
         return
-    service.SERVICE.make_early(shape)
+    service.SERVICE.make_early(scheduler.tp_worker.model_runner.model, shape)
     if shape.device.type == "cuda":  # the steps run on another stream, which may write to the pages at once
         torch.cuda.synchronize(shape.device)
 
@@ -43,7 +42,7 @@ def expected_shape(scheduler: Any) -> StepShape | None:
         return None
     model = scheduler.tp_worker.model_runner.model
     group = getattr(model, "pp_group", None)
-    if not any(hasattr(model, name) for name in _ENCODERS) or (group is not None and not group.is_first_rank):
+    if not any(hasattr(model, name) for name in ENCODERS) or (group is not None and not group.is_first_rank):
         return None
     hidden, dtype = getattr(config, "hidden_size", None), getattr(config, "dtype", None)
     device = next((parameter.device for parameter in model.parameters()), None)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from vitcache.adapters.sglang.failed_requests import RUN
 from vitcache.adapters.sglang.tenant import remember_tenant
 
 if TYPE_CHECKING:
@@ -33,6 +34,17 @@ def _used_service() -> Service | None:
     # A thread that calls `stats` may just be importing the module, which has no service yet.
     service: Service | None = getattr(sys.modules.get("vitcache.adapters.sglang.service"), "SERVICE", None)
     return service
+
+
+def around_run_batch(
+    original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """`Scheduler.run_batch`: an item that fails in it can end its request."""
+    token = RUN.set((scheduler, batch))
+    try:
+        return original(scheduler, batch, *args, **kwargs)
+    finally:
+        RUN.reset(token)
 
 
 def around_prepare(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -87,6 +99,17 @@ def around_flush(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     if is_flushed and service is not None:
         service.clear()
     return is_flushed
+
+
+def around_internal_state(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`Scheduler.get_internal_state`: adds the counts of this process, which `/server_info` shows."""
+    answer = original(*args, **kwargs)
+    state = getattr(answer, "internal_state", None)
+    if isinstance(state, dict):
+        from vitcache.adapters.sglang.server_info import server_counts
+
+        state["vitcache"] = server_counts()
+    return answer
 
 
 def around_update(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -45,6 +45,7 @@ def make_cache(shape: StepShape, device_bytes: int, options: Options) -> Embeddi
         device_bytes=device_bytes,
         host_bytes=max(options.host_bytes, size * row_bytes) if options.host_bytes else 0,
         page_rows=size,
+        policy=options.policy,
     )
 
 

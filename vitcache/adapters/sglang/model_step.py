@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,19 +9,18 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo, num_encoder_ranks
+from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo, max_rows_per_encode
+from vitcache.adapters.sglang.failed_items import FailedItem, report
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape
 from vitcache.adapters.sglang.namespace import namespace_of
 from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.ranks import Ranks, RanksDiffer
 from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.items import Chunk
-from vitcache.pipeline.results import ItemError
-from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE, VisionPipeline
-
-MIB = 1 << 20
-logger = logging.getLogger("vitcache.adapters.sglang")
+from vitcache.pipeline.vision_pipeline import VisionPipeline
+from vitcache.ring.pinned_ring import PinnedRing
 
 
 class StepCall(NamedTuple):
@@ -58,6 +56,8 @@ class ModelStep:
         The rows of the model.
     cache
         The cache of its rows, from `make_cache`. The object closes it.
+    ring
+        The ring that its features pass, or None, as in `VisionPipeline`. The object closes it.
     """
 
     def __init__(
@@ -67,27 +67,23 @@ class ModelStep:
         cache: EmbeddingCache,
         options: Options,
         counts: Counts,
+        ring: PinnedRing | None = None,
     ) -> None:
         self.model = _reference(model)
         self.shape = shape
         self._counts = counts
         self._deepstack: Mapping[Any, bool] = {}
-        self._calls = EncoderCalls(counts, shape.dtype)
+        self._ranks = Ranks.of_scheduler()
+        self._calls = EncoderCalls(counts, shape.dtype, self._ranks)
         self.cache = cache
-        sizes = cache.stats()
-        logger.info(
-            "vitcache keeps the rows of %s: %.0f MiB on %s, %.0f MiB in host memory, pages of %d rows",
-            type(model).__name__,
-            sizes.device_capacity_bytes / MIB,
-            shape.device,
-            sizes.host_capacity_bytes / MIB,
-            cache.page_rows,
-        )
+        self._ring = ring
         self._pipeline = VisionPipeline(
             self._calls.encode,
             self.cache,
             namespace=namespace_of(model, shape.dtype),
-            max_rows_per_encode=options.max_rows_per_encode or MAX_ROWS_PER_ENCODE * num_encoder_ranks(),
+            ring=ring,
+            max_rows_per_encode=max_rows_per_encode(options),
+            agree=self._ranks,
         )
         self._factory = ItemFactory(
             self._row_width,
@@ -118,11 +114,18 @@ class ModelStep:
         dict or None
             With deepstack, the tensor ``input_deepstack_embeds`` ``(tokens, hidden * levels)``, zero at text
             tokens. None: an encoder has pruned rows of a video, and SGLang must compute the step.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            If the calls of tensor parallel ranks differ, or another rank is lost.
         """
         self._deepstack = call.use_deepstack
         self._calls.use(model, functions)
         try:
             return self._place(call, inputs_embeds)
+        except RanksDiffer as differ:
+            raise RuntimeError(f"vitcache: {differ}") from differ
         finally:
             self._calls.use(None, None)
 
@@ -141,17 +144,26 @@ class ModelStep:
                 chunks.append(Chunk(items, start, length, offset))
                 placed.append((number, request_items))
         deepstack = info["input_deepstack_embeds"] if levels else None
-        result = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
+        if self._ranks is not None:
+            self._ranks.begin()
+        errors = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack).errors
+        if self._ranks is not None:
+            errors = self._ranks.share_errors(errors, chunks, inputs_embeds, deepstack)
         for _, request_items in placed:
             request_items.store_keys()
-        if result.errors:
-            for error in result.errors:
+        failed: list[FailedItem] = []
+        if errors:
+            for error in errors:
                 drop_frames(error.cause)
-            if any(isinstance(error.cause, PrunedVideo) for error in result.errors):
+            if any(isinstance(error.cause, PrunedVideo) for error in errors):
                 return None
-            for error in result.errors:
-                number = placed[error.chunk][0]
-                self._report(error, request_name(call.batch, call.requests[number], number))
+            failed = [FailedItem.from_error(error, placed[error.chunk][0]) for error in errors]
+        for number, request_items in placed:
+            if request_items.left_out:
+                failed += [FailedItem(number, item, text) for item, text in request_items.left_out]
+                request_items.left_out = []
+        if failed:
+            report(failed, call.requests, call.batch, self._counts)
         self._counts.steps += 1
         return info
 
@@ -159,21 +171,11 @@ class ModelStep:
         has_levels = bool(self._deepstack.get(modality))
         return self.shape.hidden * (1 + self.shape.levels) if has_levels else self.shape.hidden
 
-    def _report(self, error: ItemError, request: str) -> None:
-        self._counts.errors += 1
-        logger.error(
-            "vitcache: item %d of request %s has no rows, they are zero: expected %d rows, got %s (%s: %s)",
-            error.item,
-            request,
-            error.expected,
-            error.found,
-            type(error.cause).__name__,
-            error.cause,
-        )
-
     def close(self) -> None:
-        """Close the pipeline and the cache."""
+        """Close the pipeline, the ring and the cache."""
         self._pipeline.close()
+        if self._ring is not None:
+            self._ring.close()
         self.cache.close()
 
 
@@ -187,25 +189,6 @@ def drop_frames(error: BaseException | None) -> None:
         error.__traceback__ = None
         drop_frames(error.__cause__)
         error = error.__context__
-
-
-def request_name(batch: Any, request: Any, number: int) -> str:
-    """Return the id of a request of a batch, as clients and SGLang's log name it, or its number.
-
-    Parameters
-    ----------
-    batch
-        As in `token_offsets`.
-    request
-        The `MultimodalInputs` of the request.
-    number
-        Its place among the requests with items.
-    """
-    ids, all_requests = (getattr(batch, name, None) or () for name in ("rids", "mm_inputs"))
-    for name, other in zip(ids, all_requests, strict=False):
-        if other is request:
-            return str(name)
-    return f"number {number} of a step"
 
 
 def _reference(model: Any) -> Callable[[], Any]:

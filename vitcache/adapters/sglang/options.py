@@ -8,8 +8,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vitcache.arguments import INT64_MAX, check_bool, shown, to_bytes, to_int
+from vitcache.cache.policies import POLICIES
+from vitcache.ring.pinned_ring import MIN_BYTES
 
 VARIABLE = "VITCACHE_SGLANG_OPTIONS"
+_FEWEST_BYTES = {"device_bytes": 1, "host_bytes": 0, "ring_bytes": MIN_BYTES}
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Options:
     max_rows_per_encode
         Most rows of one call of the encoder. None: the default of `VisionPipeline`, times the ranks that
         share the items of a call.
+    policy
+        The policy of each tier, as in `EmbeddingCache`.
+    ring_bytes
+        Size of the pinned ring of each rank. None: `RING_BYTES` if vitcache copies features of the model to
+        a CUDA device, else no ring.
     trust_engine_hash
         True: the 64-bit hash of SGLang stands for the content of an item. Items are then not hashed by
         vitcache, and two items with one hash, of one modality, one number of rows and equal grids are one.
@@ -39,6 +47,8 @@ class Options:
     device_bytes: int | None = None
     host_bytes: int = 0
     max_rows_per_encode: int | None = None
+    policy: str = "lru"
+    ring_bytes: int | None = None
     trust_engine_hash: bool = False
 
     @classmethod
@@ -58,8 +68,8 @@ class Options:
         Raises
         ------
         ValueError
-            If `text` is not JSON, an option is unknown or has two values, or a number is too small or
-            too large.
+            If `text` is not JSON, an option or a policy is unknown, an option has two values, or a number is
+            too small or too large.
         TypeError
             If `text` is not a JSON object, or an option has the wrong type.
         """
@@ -91,6 +101,16 @@ def _check(name: str, value: Any) -> Any:
     if name == "trust_engine_hash":
         check_bool(option, value)
         return value
+    if name == "policy":
+        return _check_policy(option, value)
     if name == "max_rows_per_encode":
         return to_int(option, value, 1, INT64_MAX)
-    return to_int(option, to_bytes(option, value, 0 if name == "host_bytes" else 1), maximum=INT64_MAX)
+    return to_int(option, to_bytes(option, value, _FEWEST_BYTES[name]), maximum=INT64_MAX)
+
+
+def _check_policy(option: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{option} must be a str, got {shown(value)} of type {type(value).__name__}")
+    if value not in POLICIES:
+        raise ValueError(f"{option} is {shown(value)}, it must be one of {', '.join(map(repr, POLICIES))}")
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import repeat
@@ -10,14 +9,14 @@ from numbers import Integral
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
+from vitcache.adapters.sglang.failed_items import cause_text
 from vitcache.adapters.sglang.feature_places import can_be_borrowed, lend
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.item_keys import ItemKey
 from vitcache.adapters.sglang.tenant import NO_TENANT, tenant_of
+from vitcache.arguments import shown
 from vitcache.pipeline.items import Item, Items
 from vitcache.placement.spans import LARGEST_TOKEN, Span, spans_from_inclusive
-
-logger = logging.getLogger("vitcache.adapters.sglang")
 
 NAME = "_vitcache"  # in the `__dict__` of a request and of an item
 _OFFSETS = attrgetter("offsets")
@@ -29,9 +28,15 @@ class RequestItems:
 
     It lives in the `__dict__` of SGLang's `MultimodalInputs`, and dies with it. A copy or a pickle of that
     object gets an empty one.
+
+    Attributes
+    ----------
+    left_out
+        The items without rows because their offsets are wrong, and a text for each: those that no step has
+        reported yet.
     """
 
-    __slots__ = ("_borrowed", "_factory", "_items", "_offsets", "_sources", "_tenant", "_unkeyed")
+    __slots__ = ("_borrowed", "_factory", "_items", "_offsets", "_sources", "_tenant", "_unkeyed", "left_out")
 
     def __init__(self, tenant: tuple[str, str] = NO_TENANT) -> None:
         self._tenant = tenant
@@ -41,6 +46,7 @@ class RequestItems:
         self._offsets: Sequence[Any] = ()
         self._unkeyed: list[tuple[Any, Item, ItemKey]] = []
         self._borrowed: list[tuple[Any, Item]] = []
+        self.left_out: list[tuple[int, str]] = []
 
     @classmethod
     def of(cls, request: Any) -> RequestItems:
@@ -79,8 +85,12 @@ class RequestItems:
 
     def _make_all(self, sources: Sequence[Any], start: int, stop: int, factory: ItemFactory) -> Items:
         self._unkeyed = []
+        self.left_out = []
         occupied: list[tuple[int, int]] = []
-        made = [self._make(source, factory, occupied, start, stop) for source in sources]
+        made = [
+            self._make(source, number, factory, occupied, start, stop)
+            for number, source in enumerate(sources)
+        ]
         items = Items(made)
         # Precomputed rows, and copies of them, live for one step: SGLang moves them to host memory after it,
         # and would not free their memory on the device while this object refers to them.
@@ -115,6 +125,7 @@ class RequestItems:
     def _make(
         self,
         source: Any,
+        number: int,
         factory: ItemFactory,
         occupied: list[tuple[int, int]],
         start: int,
@@ -126,8 +137,8 @@ class RequestItems:
             spans = spans_of(offsets)
             occupy(spans, occupied)
         except (ValueError, TypeError) as error:
-            factory.counts.errors += 1
-            logger.error("vitcache: an item of a request is left out, its offsets are %r: %s", offsets, error)
+            text = f"is left out, its offsets are {shown(offsets)} ({cause_text(error)})"
+            self.left_out.append((number, text))
             return Item(None, None)
         has_rows = source.precomputed_embeddings is not None
         if has_rows and not any(span.start < stop and start < span.stop for span in spans):

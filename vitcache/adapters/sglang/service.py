@@ -11,15 +11,13 @@ from torch import Tensor
 
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.sglang.counts import Counts, SglangStats
-from vitcache.adapters.sglang.model_cache import StepShape, make_cache
+from vitcache.adapters.sglang.model_cache import StepShape
+from vitcache.adapters.sglang.model_memory import ModelMemory, make_memory
 from vitcache.adapters.sglang.model_step import ModelStep, StepCall
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
 from vitcache.adapters.sglang.token_offsets import token_offsets
-from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.rows import DTYPES
-
-UNRESERVED_BYTES = 100 << 20  # the default of SGLANG_VLM_CACHE_SIZE_MB
 
 
 class Service:
@@ -33,19 +31,19 @@ class Service:
         self._options: Options | None = None
         self._generation = STOCK_CACHE.generation
         self._steps: dict[tuple[int, StepShape], ModelStep] = {}
-        self._early: tuple[StepShape, EmbeddingCache] | None = None  # until the first step
+        self._early: tuple[StepShape, ModelMemory] | None = None  # until the first step
 
-    def make_early(self, shape: StepShape) -> None:
-        """Make the cache of the first step now, when a scheduler starts.
+    def make_early(self, model: Any, shape: StepShape) -> None:
+        """Allocate the memory of the first step now, when a scheduler starts.
 
-        If the first step has another shape, its cache replaces this one.
+        If the first step has another shape, its memory replaces this one.
 
         Raises
         ------
         MemoryError
-            If the memory of a tier cannot be allocated.
+            As `make_memory`.
         """
-        self._early = shape, self._make_cache(shape)
+        self._early = shape, self._make_memory(model, shape)
 
     def embed(
         self,
@@ -132,11 +130,14 @@ class Service:
 
     def stats(self) -> SglangStats:
         """Return the counts of this process."""
-        caches = []
-        for step in list(self._steps.values()):
+        early = self._early
+        caches = [] if early is None else [early[1].cache]
+        caches += [step.cache for step in list(self._steps.values())]
+        found = []
+        for cache in caches:
             with suppress(RuntimeError):  # another thread has just closed it
-                caches.append(step.cache.stats())
-        return self.counts.read(tuple(caches))
+                found.append(cache.stats())
+        return self.counts.read(tuple(found))
 
     def _leave(self, reason: str) -> None:
         """Count a step of SGLang's own function, whose cache then has its own size."""
@@ -157,22 +158,22 @@ class Service:
             return step
         # A model that was collected can have had the same id.
         self._close([name for name, step in self._steps.items() if step.is_orphan])
-        step = ModelStep(model, shape, self._cache_for(shape), self._read_options(), self.counts)
+        cache, ring = self._memory_for(model, shape)
+        step = ModelStep(model, shape, cache, self._read_options(), self.counts, ring)
         self._steps[id(model), shape] = step
         return step
 
-    def _cache_for(self, shape: StepShape) -> EmbeddingCache:
-        """Return the cache of `make_early`, once, or a new one. One of another shape is closed first."""
+    def _memory_for(self, model: Any, shape: StepShape) -> ModelMemory:
+        """Return the memory of `make_early`, once, or new memory. That of another shape is closed first."""
         early, self._early = self._early, None
         if early is not None:
             if early[0] == shape:
                 return early[1]
             early[1].close()
-        return self._make_cache(shape)
+        return self._make_memory(model, shape)
 
-    def _make_cache(self, shape: StepShape) -> EmbeddingCache:
-        options = self._read_options()
-        return make_cache(shape, self._device_bytes(options), options)
+    def _make_memory(self, model: Any, shape: StepShape) -> ModelMemory:
+        return make_memory(model, shape, STOCK_CACHE.reserved_bytes, self._read_options())
 
     def _read_options(self) -> Options:
         if self._options is None:
@@ -182,11 +183,6 @@ class Service:
     def _close(self, names: Sequence[tuple[int, StepShape]]) -> None:
         for name in names:
             self._steps.pop(name).close()
-
-    def _device_bytes(self, options: Options) -> int:
-        if options.device_bytes is not None:
-            return options.device_bytes
-        return STOCK_CACHE.reserved_bytes or UNRESERVED_BYTES
 
 
 def _has_pruned_video(model: Any, requests: Sequence[Any]) -> bool:

@@ -28,7 +28,7 @@ logger = logging.getLogger("vitcache.adapters.sglang")
 def around_set_up(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     """`Scheduler.__init__`: checks the version, the options and the hooks before the scheduler is made.
 
-    Behind it, makes the cache of the scheduler's model: if the memory of its tiers cannot be allocated, the
+    Behind it, allocates the tiers and the ring of the scheduler's model: if their memory is missing, the
     engine does not start.
     """
     check_start_up()

@@ -56,7 +56,9 @@ TARGETS = (
         ),
     ),
     Target(SCHEDULE_BATCH, "Req.extend_image_inputs", hooks.around_extend_items, ("self", "image_inputs")),
+    Target(SCHEDULER, "Scheduler.run_batch", hooks.around_run_batch, ("self", "batch")),
     Target(SCHEDULER, "Scheduler.flush_cache", hooks.around_flush, ("self",)),
+    Target(SCHEDULER, "Scheduler.get_internal_state", hooks.around_internal_state, ("self", "recv_req")),
     *(
         Target(WEIGHT_UPDATER, f"{UPDATER}.{name}", hooks.around_update, ("self", "recv_req"))
         for name in (

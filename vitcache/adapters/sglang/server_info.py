@@ -1,0 +1,35 @@
+"""The counts of a scheduler as plain JSON, for SGLang's `/server_info`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from vitcache._version import __version__
+from vitcache.adapters.disabling import is_disabled
+from vitcache.adapters.sglang import service
+from vitcache.cache.stats import CacheStats
+
+
+def server_counts() -> dict[str, Any]:
+    """Return the counts of this process, which `stats` returns, and whether vitcache builds the steps.
+
+    Returns
+    -------
+    dict
+        ``version``, ``is_disabled`` (VITCACHE_DISABLE is set), and each field of `SglangStats`. Each of its
+        ``caches`` has the fields of `CacheStats`. All values are dicts, lists, str, int, float and bool.
+
+    Notes
+    -----
+    Any thread may call it. It neither makes a cache nor waits for the device.
+    """
+    stats = service.SERVICE.stats()
+    counts = {field.name: getattr(stats, field.name) for field in fields(stats)}
+    counts |= {"originals": dict(stats.originals), "caches": [_of_cache(cache) for cache in stats.caches]}
+    return {"version": __version__, "is_disabled": is_disabled(), **counts}
+
+
+def _of_cache(stats: CacheStats) -> dict[str, Any]:
+    counts = {field.name: getattr(stats, field.name) for field in fields(stats)}
+    return counts | {"device": stats.device._asdict(), "host": stats.host._asdict()}
