@@ -28,8 +28,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str | None]]:
         sys.modules, SCHEDULE_BATCH, SimpleNamespace(FINISH_ABORT=lambda message, *_: message)
     )
 
-    def step(scene: Scene, *windows: Window, **values: Any) -> list[str | None]:
-        mark = {"discard_output_reason": None, "beam_group": None, "session": None}
+    def step(scene: Scene, *windows: Window, marked: str | None = None, **values: Any) -> list[str | None]:
+        mark = {"discard_output_reason": marked, "beam_group": None, "session": None}
         requests = [SimpleNamespace(multimodal_inputs=window.inputs, **mark) for window in windows]
         batch = SimpleNamespace(reqs=requests, is_dllm=lambda: False, decoding_reqs=None)
         scheduler = SimpleNamespace(chunked_req=None)
@@ -110,6 +110,19 @@ def test_requests_that_share_their_items_count_once_each(monkeypatch: pytest.Mon
     found = run(scene, Window(inputs, 0, 6), Window(inputs, 0, 6), failed=[bad])
     assert None not in found
     assert scene.service.stats().ended == 2
+
+
+def test_retracted_request_that_fails_again_counts_as_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Any
+) -> None:
+    """SGLang retracts a request before it processes the result of its step, and runs the step again."""
+    scene, bad = Scene(monkeypatch, Model(form=short)), image(1, (0, 3))
+    window = Window(Inputs([bad]), 0, 6)
+    [message] = run(scene, window, failed=[bad])
+    assert run(scene, window, failed=[bad], marked=message) == [message]
+    assert [line.endswith("; the request is ended") for line in lines(caplog)] == [True, True]
+    stats = scene.service.stats()
+    assert (stats.errors, stats.ended) == (2, 1)
 
 
 class Unreadable(Exception):

@@ -52,8 +52,8 @@ def end(
     """Call `end_requests` in a run of a batch. Returns its result and the request of the scheduler's mark."""
     scheduler = SimpleNamespace(chunked_req=chunked, _pending_chunked_abort_req=None)
     batch = SimpleNamespace(reqs=list(requests), is_dllm=lambda: is_dllm, decoding_reqs=decoding)
-    num_ended = hooks.around_run_batch(lambda *_: end_requests(inputs, "text"), scheduler, batch)
-    return num_ended, scheduler._pending_chunked_abort_req
+    are_new = hooks.around_run_batch(lambda *_: end_requests(inputs, "text"), scheduler, batch)
+    return len(are_new), scheduler._pending_chunked_abort_req
 
 
 def test_request_of_the_items_is_marked_and_no_other_one() -> None:
@@ -143,7 +143,7 @@ def test_request_of_a_version_without_the_mark_is_not_ended() -> None:
 
 
 def test_outside_of_a_run_no_request_is_ended() -> None:
-    assert end_requests(object(), "text") == 0
+    assert end_requests(object(), "text") == []
 
 
 @pytest.mark.parametrize("fails", [False, True])

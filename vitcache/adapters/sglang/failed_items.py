@@ -47,13 +47,14 @@ def report(failed: Iterable[FailedItem], requests: Sequence[Any], batch: Any, co
     requests, batch
         As in `StepCall`.
     """
-    ended: dict[int, int] = {}
+    ended: dict[int, bool] = {}
     for number, item, text in failed:
         request = requests[number]
         if id(request) not in ended:
             message = f"vitcache: item {item} ({_modality(request, item)}) {text}"
-            ended[id(request)] = end_requests(request, message)
-            counts.ended += ended[id(request)]
+            are_new = end_requests(request, message)
+            ended[id(request)] = bool(are_new)
+            counts.ended += sum(are_new)
         counts.errors += 1
         logger.error(
             "vitcache: item %d of request %s %s; %s",

@@ -16,8 +16,8 @@ from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT, SCHEDULE_BA
 RUN: ContextVar[tuple[Any, Any] | None] = ContextVar("vitcache.run", default=None)
 
 
-def end_requests(inputs: Any, message: str) -> int:
-    """End the requests of the running batch that have these items. Returns their number.
+def end_requests(inputs: Any, message: str) -> list[bool]:
+    """End the requests of the running batch that have these items.
 
     SGLang then drops the output of this step, keeps the KV of the request out of its prefix cache, and sends
     the client an error with status 500. A prompt of which chunks are left is not continued.
@@ -31,16 +31,18 @@ def end_requests(inputs: Any, message: str) -> int:
 
     Returns
     -------
-    int
-        0: no request is ended. SGLang does not look at the mark in batches of diffusion models, other
-        pipeline stages would continue, and outside of `Scheduler.run_batch` no request is known.
+    list
+        For each request that is ended: whether it was not ended before. SGLang can retract an ended request
+        before it processes the result of its step, and run the step again. Empty: no request is ended.
+        SGLang does not look at the mark in batches of diffusion models, other pipeline stages would continue,
+        and outside of `Scheduler.run_batch` no request is known.
     """
     run = RUN.get()
     if run is None:
-        return 0
+        return []
     scheduler, batch = run
     if batch.is_dllm() or _num_stages() > 1:
-        return 0
+        return []
     # The turns of a session can share their items. One that decodes is behind them, and its output is right.
     decoding = set(map(id, batch.decoding_reqs or ()))
     requests = [
@@ -51,9 +53,10 @@ def end_requests(inputs: Any, message: str) -> int:
         and id(request) not in decoding
         and hasattr(request, "discard_output_reason")
     ]
+    are_new = [request.discard_output_reason is None for request in requests]
     for request in requests:
         _end(scheduler, request, message)
-    return len(requests)
+    return are_new
 
 
 def _end(scheduler: Any, request: Any, message: str) -> None:
