@@ -25,7 +25,8 @@ from vitcache.terminal.table import Table
 
 NAMES = (
     *("accuracy", "attach", "blocks", "cache", "changes", "cpu", "decode", "engines", "hits", "keys"),
-    *("limit", "merge", "multiturn", "pages", "placement", "policy", "ring", "scatter", "sglang", "step"),
+    *("limit", "merge", "multiturn", "pages", "placement", "policy", "ring", "scatter", "sglang"),
+    *("sglang_chat", "step"),
 )
 BENCHES: dict[str, ModuleType] = {
     name: import_module(f"vitcache.bench.claims.bench_{name}") for name in NAMES

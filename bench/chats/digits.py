@@ -6,12 +6,13 @@ The digits are the 1797 images of 8x8 pixels that the scikit-learn wheel contain
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from vitcache.demo.conversation import Picture, Prompt, grid_runs, make_prompt, process
 from vitcache.demo.photos import Photo
@@ -19,6 +20,8 @@ from vitcache.demo.photos import Photo
 SIDE = 8  # width and height of a digit in pixels
 NAMES, PLACES, DIGITS = b"abcd", b"wxyz", b"0123456789"  # one token each: cards, places on a card, answers
 HELD_OUT = 360  # the last digits of the set; their writers wrote none of the earlier digits
+# The file of scikit-learn's wheel, where the package is not installed: requirements/sglang/venv.sh copies it.
+COPY = Path(sys.prefix) / "share/vitcache/digits.csv.gz"
 
 
 class Card(NamedTuple):
@@ -71,13 +74,24 @@ class Chat:
             yield make_prompt(ids[:end], [card.picture for card in self.cards[:turn]], config)
 
 
+def load_digits() -> tuple[np.ndarray, list[int]]:
+    """Return the pixels of all digits, uint8 ``(1797, 8, 8)``, and the digits."""
+    if COPY.exists():
+        table = np.loadtxt(COPY, delimiter=",")
+    else:
+        from sklearn.datasets import load_digits as load_from_sklearn
+
+        digits = load_from_sklearn()
+        table = np.column_stack([digits.data, digits.target])
+    return (table[:, :-1] * 15).astype(np.uint8).reshape(-1, SIDE, SIDE), table[:, -1].astype(int).tolist()
+
+
 def load_cards(processor: Any, decks: int) -> tuple[list[Card], list[Card]]:
     """Return the training cards and the held-out cards.
 
     The training cards use each training digit `decks` times, each time in a new order.
     """
-    digits = load_digits()
-    pixels, labels = (digits.images * 15).astype(np.uint8), digits.target.tolist()
+    pixels, labels = load_digits()
     rng = random.Random(0)
     first_held_out = len(labels) - HELD_OUT
     training = [i for _ in range(decks) for i in rng.sample(range(first_held_out), first_held_out)]

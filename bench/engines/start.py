@@ -53,7 +53,7 @@ def run_engine(
     given = json.dumps({"engine": asdict(options), "steps": steps, "is_killed": is_killed})
     variables = of_child(device_type, options.model_runner, folder)
     expected = -signal.SIGKILL if is_killed else 0
-    _run(["vitcache.bench.engines.child", given, str(model), str(result)], variables, folder, expected)
+    run_module(["vitcache.bench.engines.child", given, str(model), str(result)], variables, folder, expected)
     answer: dict[str, Any] = json.loads(result.read_text())
     return answer
 
@@ -63,11 +63,23 @@ def make_model(size: str, folder: Path) -> Path:
     version = hashlib.sha256(Path(str(model_folder.__file__)).read_bytes()).hexdigest()[:8]
     model = folder / f"model-{size}-{version}"
     if not model.exists():
-        _run(["vitcache.bench.engines.model_folder", size, str(model)], of_child(CPU, 1, folder), folder)
+        run_module(
+            ["vitcache.bench.engines.model_folder", size, str(model)], of_child(CPU, 1, folder), folder
+        )
     return model
 
 
-def _run(module: list[str], variables: dict[str, str], folder: Path, expected: int = 0) -> None:
+def run_module(module: list[str], variables: dict[str, str], folder: Path, expected: int | None = 0) -> str:
+    """Run a module of Python with its arguments in a process of its own, whose working folder is `folder`.
+
+    Returns the end of its output.
+
+    Raises
+    ------
+    EngineFailed
+        If the process runs longer than `LIMIT_S` seconds, or its exit code is not `expected`. None: each exit
+        code is expected.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-m", *module],
@@ -82,6 +94,7 @@ def _run(module: list[str], variables: dict[str, str], folder: Path, expected: i
         )
     except subprocess.TimeoutExpired as error:
         raise EngineFailed(f"{module[0]} ran longer than {LIMIT_S} s") from error
-    if done.returncode != expected:
-        tail = "\n".join(done.stdout.splitlines()[-TAIL_LINES:])
+    tail = "\n".join(done.stdout.splitlines()[-TAIL_LINES:])
+    if expected not in (None, done.returncode):
         raise EngineFailed(f"{module[0]} ended with exit code {done.returncode}:\n{tail}")
+    return tail

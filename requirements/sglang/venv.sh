@@ -15,3 +15,9 @@ install --no-deps -r $here/dependencies.txt
 install --no-deps --require-hashes -r $here/released.txt
 in_every_process requirements/engines/torchvision_operations.py
 in_every_process $here/vllm_operations.py
+
+# The digits that the bench `sglang_chat` shows to a model. .venv has them in scikit-learn, which stays out of this
+# environment: transformers would import it in each process of an engine.
+digits=$(.venv/bin/python -c 'from importlib.util import find_spec; print(find_spec("sklearn").submodule_search_locations[0])')
+mkdir -p $venv/share/vitcache
+cp "$digits/datasets/data/digits.csv.gz" $venv/share/vitcache

@@ -67,4 +67,4 @@ def test_case_whose_package_is_missing_names_it_as_pip_does(
 
 def test_only_the_benches_of_engines_need_packages_that_the_setup_lacks() -> None:
     needs = {name: bench.REQUIRES for name, bench in run.BENCHES.items() if hasattr(bench, "REQUIRES")}
-    assert needs == {"engines": "vllm", "sglang": "sglang"}
+    assert needs == {"engines": "vllm", "sglang": "sglang", "sglang_chat": "sglang"}

@@ -77,9 +77,9 @@ KEPT = frozenset(
 # The benches of a GPU that place no rows.
 WITHOUT_LAUNCHES = frozenset({"keys", "ring"})
 # The benches whose launches run in processes of another package. tests/gpu/test_vllm_placement.py has the
-# variants of the bench `engines`: rows of Qwen3-VL-8B. The bench `sglang` needs SGLang, and places
+# variants of the bench `engines`: rows of Qwen3-VL-8B. The benches of SGLang need it, and place
 # rows of the same width and dtype.
-IN_ENGINES = frozenset({"engines", "sglang"})
+IN_ENGINES = frozenset({"engines", "sglang", "sglang_chat"})
 
 
 def shrink(case: Any) -> Any:

@@ -14,11 +14,12 @@ from vitcache.bench.claims import (
     bench_multiturn,
     bench_scatter,
     bench_sglang,
+    bench_sglang_chat,
 )
 from vitcache.bench.harness.registry import GPU, PLACEMENT_CASES, cases_for
 from vitcache.bench.sglang.sides import STOCK, VITCACHE
 
-BENCHES = ("blocks", "hits", "limit", "multiturn", "placement", "scatter", "sglang", "step")
+BENCHES = ("blocks", "hits", "limit", "multiturn", "placement", "scatter", "sglang", "sglang_chat", "step")
 MACHINE = {
     "device": "NVIDIA H100 80GB HBM3",
     "torch": "2.9.0+cu130",
@@ -79,6 +80,13 @@ def _results(bench: str) -> Iterator[tuple[str, str, str, str, str | None]]:
             for metric in ("device_us", "host_us"):
                 for name in (STOCK, VITCACHE):
                     yield step_case.name, name, metric, "us", STOCK
+    elif bench == "sglang_chat":
+        for chat_engines in cases_for(bench_sglang_chat.CASES["full"], "full", GPU):
+            for served in chat_engines.chats:
+                for name in chat_engines.contenders:
+                    for turn in range(1, served.turns + 1):
+                        yield f"{served.name} turn {turn}", name, "ttft_ms", "ms", STOCK
+                        yield f"{served.name} turn {turn}", name, "encoded", "images", None
     elif bench == "step":
         for name in ("tower", "tower, one call", ".to, one call", "vitcache", "vitcache, keys computed"):
             yield "8x1920x1080", name, "step_us", "us", "tower"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
+from vitcache.adapters.agreement import Agreement
 
 
-def agree_over(group: Any = None) -> Callable[[Tensor], Tensor]:
+def agree_over(group: Any = None) -> Agreement:
     """Return an `agree` for `VisionPipeline`: an item that any rank misses is encoded by all ranks.
 
     Parameters
@@ -25,13 +23,16 @@ def agree_over(group: Any = None) -> Callable[[Tensor], Tensor]:
     TypeError
         If `group` is neither a process group nor None.
     ValueError
-        If the group's backend takes no CPU tensors. The returned function raises ValueError on every rank if
+        If the group's backend takes no CPU tensors. The returned object raises ValueError on every rank if
         the ranks pass different numbers of items.
 
     Notes
     -----
-    The returned function takes and returns a bool tensor on the CPU, one flag per item. It blocks until every
-    rank of the group has called it: two all-reduces of a few bytes.
+    The returned object takes and returns a bool tensor on the CPU, one flag per item. It blocks until every
+    rank of the group has called it: one all-reduce of 256 bytes for up to 62 items, two for more. Its method
+    `states` does the same with numbers, by which ranks also share failures: `VisionPipeline` calls it in
+    place of the object, once more before each call of the encoder. If an item cannot be loaded, hashed or
+    copied on one rank, it fails on all ranks, and no rank encodes it.
 
     Examples
     --------
@@ -53,20 +54,4 @@ def agree_over(group: Any = None) -> Callable[[Tensor], Tensor]:
     backends = distributed.get_backend_config(group)  # such as "cpu:gloo,cuda:nccl"
     if "cpu:" not in backends:
         raise ValueError(f"the group's backend {backends!r} takes no CPU tensors: make a group with 'gloo'")
-
-    def agree(miss: Tensor) -> Tensor:
-        # An all-reduce of tensors of different lengths is undefined. One MAX over (n, -n) gives the largest
-        # and the smallest number of items.
-        sizes = torch.tensor([len(miss), -len(miss)], device="cpu")
-        distributed.all_reduce(sizes, distributed.ReduceOp.MAX, group)
-        most, least = int(sizes[0]), -int(sizes[1])
-        if most != least:
-            raise ValueError(
-                f"ranks must have equal numbers of items in one step, got {least} to {most}; this rank has "
-                f"{len(miss)}"
-            )
-        flags = miss.to(torch.uint8)
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group)
-        return flags.bool()
-
-    return agree
+    return Agreement((group,))

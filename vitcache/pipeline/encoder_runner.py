@@ -14,6 +14,7 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
 from vitcache.pipeline.feature_mover import FeatureMover, UnmovedFeature
 from vitcache.pipeline.items import Item
+from vitcache.pipeline.rank_states import RankStates
 from vitcache.pipeline.row_checks import check_encoded_rows
 from vitcache.pipeline.step_item import State, StepItem
 from vitcache.tracing import traced
@@ -36,6 +37,8 @@ class EncoderRunner:
         Most rows of a micro-batch. An item with more rows is encoded alone.
     moves_features
         False: features reach the encoder unchanged. True: `Item.move_feature` says it for each item.
+    ranks
+        Shares failures with the other ranks before each call of the encoder; or None.
 
     Notes
     -----
@@ -59,12 +62,14 @@ class EncoderRunner:
         mover: FeatureMover,
         max_rows: int,
         moves_features: bool = True,
+        ranks: RankStates | None = None,
     ) -> None:
         self._encode = encode
         self._cache = cache
         self._mover = mover
         self._max_rows = max_rows
         self.moves_features = moves_features
+        self._ranks = ranks
         self.turn = Turn("the pipeline's encoder")
         self.uses: list[Any] = []
 
@@ -136,6 +141,8 @@ class EncoderRunner:
             self.start(batch)
             self.start_ahead(batches[number + 1] if number + 1 < len(batches) else [])
             self.store_fresh(fresh)
+            if self._ranks is not None:
+                self._ranks.fail_alike(batch)
             fresh = self._run_batch([step_item for step_item in batch if step_item.state is not State.FAILED])
             for step_item in batch:
                 step_item.feature = step_item.moved = None

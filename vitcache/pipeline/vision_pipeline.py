@@ -27,6 +27,7 @@ from vitcache.pipeline.pipeline_arguments import check_handle, check_item, check
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
+from vitcache.pipeline.rank_states import RankStates
 from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.shadow import Shadow
 from vitcache.pipeline.step_keys import known_key
@@ -167,11 +168,16 @@ class VisionPipeline:
     same bits. Gradients are not recorded.
 
     `agree`: every rank must call `embed` with the same chunks, in the same order, from one thread. A rank
-    loads the features of its misses before it calls `agree`. If no rank encodes an item that this rank could
-    not load, `EmbedResult.errors` of this rank contains an `ItemError` for it. If the other ranks encode an
-    item that this rank cannot load, `embed` raises ValueError. The host does not wait for the owners of
-    claims. A failure inside `encode` must occur on all ranks: a rank that leaves a collective encode leaves
-    the other ranks waiting.
+    loads the features of its misses before it calls `agree`. The host does not wait for the owners of claims.
+    A failure inside `encode` must occur on all ranks: a rank that leaves a collective encode leaves the other
+    ranks waiting. If one rank alone cannot load, hash or copy an item, the result depends on `agree`:
+
+    - The object that `agree_over` returns also shares failures. The item fails on all ranks, and no rank
+      encodes it; on the other ranks, the cause is a RuntimeError. The pipeline calls its method ``states``
+      in place of the object: once per step, also for items with precomputed rows, and once before each call
+      of `encode`.
+    - Any other callable is called once per step. If the other ranks encode the item, `embed` raises
+      ValueError; if not, `EmbedResult.errors` of this rank alone contains an `ItemError` for it.
 
     Examples
     --------
@@ -216,7 +222,8 @@ class VisionPipeline:
         self.stream = stream
         self._agree = agree
         self._mover = FeatureMover(cache.device, ring, feature_dtype)
-        self._runner = EncoderRunner(encode, cache, self._mover, max_rows, move_features)
+        ranks = None if agree is None else RankStates.of(agree)
+        self._runner = EncoderRunner(encode, cache, self._mover, max_rows, move_features, ranks)
         self._prefetched = PrefetchedFeatures()
         self._kept = KeptRows(cache, keep_bytes)
         self._keys = KeyThreads()

@@ -14,7 +14,7 @@ from sglang_fakes.requests import DataItem, Inputs, Modality, image
 from sglang_fakes.scene import Scene, Window
 from torch import Tensor
 
-from vitcache.adapters.sglang import encoder_calls
+from vitcache.adapters.sglang import encoder_calls, model_step
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo
 from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
@@ -226,6 +226,7 @@ def test_ranks_that_share_the_items_of_a_call_get_a_limit_each(
     context.get_mm = lambda: SimpleNamespace(mm_enable_dp_encoder=is_shared)
     context.get_parallel = lambda: SimpleNamespace(attn_tp_size=3, tp_size=6)
     monkeypatch.setitem(sys.modules, RUNTIME_CONTEXT, context)
+    monkeypatch.setattr(model_step.Ranks, "of_scheduler", lambda: None)  # the other ranks do not run
     monkeypatch.setattr(encoder_calls, "MAX_ROWS_PER_ENCODE", 8)
     scene = Scene(monkeypatch, **options)
     scene.step(Window(Inputs([image(seed, (4 * seed, 4 * seed + 3)) for seed in range(7)]), 0, 28))

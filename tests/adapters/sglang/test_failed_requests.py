@@ -113,6 +113,17 @@ def test_requests_of_several_pipeline_stages_are_not_ended(
     assert (marks(found) == UNMARKED) is (num_ended == 0)
 
 
+def test_requests_of_a_process_without_a_configuration_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parallel:
+        @property
+        def pp_size(self) -> int:
+            raise ValueError("config namespace 'parallel' not published")
+
+    monkeypatch.setitem(sys.modules, RUNTIME_CONTEXT, SimpleNamespace(get_parallel=Parallel))
+    found = request(object())
+    assert end(found.multimodal_inputs, found) == (1, None)
+
+
 def test_request_of_a_version_without_the_mark_is_not_ended() -> None:
     found = request(object())
     del found.discard_output_reason

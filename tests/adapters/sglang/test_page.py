@@ -68,7 +68,8 @@ def test_printed_options_are_accepted_and_change_a_default() -> None:
     printed = re.findall(rf"^({VARIABLE}=.*) sglang serve", PAGE, re.M)
     values = [dict(word.split("=", 1) for word in shlex.split(line))[VARIABLE] for line in printed]
     assert [Options.from_json(value) for value in values] == [Options(host_bytes=16 << 30)]
-    for text in re.findall(r"`(\"\w+\":[^`]+)`", PAGE):
+    options = PAGE.partition("## Operating a server")[0]
+    for text in re.findall(r"`(\"\w+\":[^`]+)`", options):
         assert Options.from_json(f"{{{text}}}") != Options()
 
 
@@ -110,7 +111,7 @@ def test_printed_log_lines_are_those_of_a_start(
 
 
 def test_every_message_of_the_page_is_a_message_of_the_code() -> None:
-    shared = [ROOT / "vitcache" / name for name in ("arguments.py", "pages/pool.py")]
+    shared = [ROOT / "vitcache" / name for name in ("arguments.py", "pages/pool.py", "adapters/agreement.py")]
     paths = [*(ROOT / "vitcache/adapters/sglang").glob("*.py"), *shared]
     sources = [re.sub(r'"\s*f?"', "", path.read_text()) for path in paths]
     fragments = [cells[0].strip("`") for cells in rows_below("Trouble")]

@@ -86,6 +86,13 @@ def test_request_of_each_form_ends_with_the_error(form: str, found: Found) -> No
         assert "has no rows" in failed["message" if form == "stream" else "detail"]
 
 
+def test_client_that_sends_another_grid_than_that_of_its_pixels_gets_an_error(found: Found) -> None:
+    [right], [wrong] = found["sent"]["right"], found["sent"]["wrong"]
+    assert right == found["bad"]["right"]["only"][0]
+    assert wrong["status_code"] == 500
+    assert CAUSES["grid"] in wrong["detail"]
+
+
 def test_engine_serves_without_a_lost_slot(found: Found) -> None:
     assert found["bad"]["end"] == found["forms"]["end"] == found["bad"]["begin"]
     assert answer(found["forms"]["right"]) == answer(found["bad"]["together"]["right"][0])
@@ -93,7 +100,7 @@ def test_engine_serves_without_a_lost_slot(found: Found) -> None:
 
 def test_each_failure_is_counted_once(found: Found) -> None:
     counts = found["counts"]["vitcache"]
-    num_failed = len(FAULTS) * (len(PROMPTS) + 1) + len(FORMS) * len(PROMPTS)
+    num_failed = len(FAULTS) * (len(PROMPTS) + 1) + len(FORMS) * len(PROMPTS) + 1
     assert counts["errors"] == counts["ended"] == num_failed
     assert counts["originals"] == {}
 

@@ -9,13 +9,13 @@ from gpu_runner.settings import Settings
 # The parts that tell most come first, as the budget may end before the last part.
 ORDER = (
     *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "merge", "multiturn"),
-    *("blocks", "keys", "limit", "engines", "sglang"),
+    *("blocks", "keys", "limit", "engines", "sglang", "sglang_chat"),
 )
 # `sanitize` is the last part: it takes longest. A dry run omits it, as it checks only code on a GPU.
 PROBE, TESTS, SANITIZE = "probe", "tests", "sanitize"
 # Real engines of vLLM, and the bench of this name.
 ENGINES = "engines"
-SGLANG = "sglang"  # the bench that needs SGLang
+SGLANG = ("sglang", "sglang_chat")  # the benches that need SGLang
 PROBE_S = 18.0  # 20 seconds in all, with the import of torch
 PROBE_GRACE_S = 12.0  # the probe ends by itself; it is interrupted this long after it should have ended
 
@@ -137,7 +137,7 @@ def make_part(
         no_waits = {"VLLM_GPU_SYNC_CHECK": "error"}
         commands = [Command(_bench(name, settings), no_waits), _engine_tests(settings, no_waits)]
         return Part(name, commands, skipped=why_no_vllm)
-    return Part(name, [Command(_bench(name, settings))], skipped=why_no_sglang if name == SGLANG else None)
+    return Part(name, [Command(_bench(name, settings))], skipped=why_no_sglang if name in SGLANG else None)
 
 
 def _bench(name: str, settings: Settings) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from engine_runner import chat
 from PIL import Image
 
@@ -64,13 +65,22 @@ class Requests:
         self.call("hold", is_held=False)
         return await asyncio.gather(*tasks)
 
-    async def _answer(self, numbers: list[int], sampling: Any = None, **options: Any) -> dict[str, Any]:
+    async def _answer(
+        self, numbers: list[int] | None = None, sampling: Any = None, **options: Any
+    ) -> dict[str, Any]:
+        """Answer a request about images, or one whose `input_ids` and `image_data` are among the options."""
         options.setdefault("return_logprob", True)
+        if numbers is not None:
+            options["prompt"] = [self._engine.prompt(numbers)]
+            options["image_data"] = [[image(number) for number in numbers]]
         try:
             answer = await self._engine.engine.async_generate(
-                [self._engine.prompt(numbers)],
-                {"max_new_tokens": 3, "temperature": 0, "ignore_eos": True, **(sampling or {})},
-                image_data=[[image(number) for number in numbers]],
+                sampling_params={
+                    "max_new_tokens": 3,
+                    "temperature": 0,
+                    "ignore_eos": True,
+                    **(sampling or {}),
+                },
                 **options,
             )
             if options.get("stream"):
@@ -138,8 +148,24 @@ def take_forms(engine: Any) -> Any:
         for form, options in FORMS.items()
     }
     [right] = requests.ask({"numbers": [3]})
+    requests.call("set_fault", kind="none")
     requests.flush()
     return {**found, "right": right, "end": requests.state()}
+
+
+def take_sent(engine: Any) -> Any:
+    """Requests whose pixels the client has processed: with their grid, and with one of twice the patches."""
+    requests = Requests(engine)
+    processor = engine.engine.tokenizer_manager.mm_processor._processor
+    made = processor(text=[engine.prompt([BAD])], images=[image(BAD)], return_tensors="pt")
+    request = {"input_ids": made["input_ids"].tolist()}
+    data = {"format": "processor_output", "pixel_values": made["pixel_values"]}
+    found = {}
+    for name, factor in (("right", 1), ("wrong", 2)):
+        grid = made["image_grid_thw"] * torch.tensor([1, factor, 1])
+        found[name] = requests.ask({**request, "image_data": [[{**data, "image_grid_thw": grid}]]})
+        requests.flush()
+    return found
 
 
 def take_death(engine: Any) -> Any:
@@ -149,4 +175,4 @@ def take_death(engine: Any) -> Any:
     return [requests.ask({"numbers": [BAD]}), requests.ask({"numbers": [3]})]
 
 
-STEPS = {"bad": take_bad, "forms": take_forms, "death": take_death}
+STEPS = {"bad": take_bad, "forms": take_forms, "sent": take_sent, "death": take_death}

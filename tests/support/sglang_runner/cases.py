@@ -63,11 +63,18 @@ def bad(name: str, **options: Any) -> Case:
     return Case(
         name,
         ("vitcache", "probe", "faults"),
-        ("bad", "forms"),
+        ("bad", "forms", "sent"),
         limit_s=300,
         environment={"VITCACHE_SGLANG_OPTIONS": '{"max_rows_per_encode":40}'},
         options={"chunked_prefill_size": CHUNK_OF_BAD, **options},
     )
+
+
+def ranks(name: str, plug_ins: tuple[str, ...], *steps: str) -> Case:
+    """An engine of two tensor parallel ranks."""
+    # SGLang wants a NUMA node for each rank on a CPU, unless its cores are given.
+    environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
+    return Case(name, plug_ins, steps, limit_s=300, environment=environment, options={"tp_size": 2})
 
 
 CASES = {
@@ -80,6 +87,8 @@ CASES = {
         # As on a GPU: the next step begins before the result of a step is processed.
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
-        Case("bad-stock", ("probe", "faults"), ("death",), environment=NO_DUMPS),
+        Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
+        ranks("stock-ranks", ("probe",), "chat", "new"),
+        ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
     )
 }

@@ -24,6 +24,7 @@ TURNS = ([0], [0, 1], [0, 1, 2], [0, 1, 2])
 SWAPPED = [0, 5, 2]  # the images 1 and 5 have one size
 LATER = ([6], [6, 7], [6, 7, 8])
 RELOADED = [9, 10, 11]
+NEW = [12]
 NUM_TOKENS = 4
 # Triton, CUDA graphs and the overlap of steps need a GPU.
 OPTIONS = {
@@ -138,6 +139,27 @@ def take_reload(engine: Engine) -> Any:
     """A turn after other weights are loaded."""
     done = engine.engine.update_weights_from_disk(f"{engine.model}-other")
     return [{"done": done, **engine.ask(RELOADED)}]
+
+
+def take_cleared(engine: Engine) -> Any:
+    """The last turn, after the cache of one rank lost its entries."""
+    engine.engine.collective_rpc("clear_rank", rank=1)
+    return [engine.ask(TURNS[-1])]
+
+
+def take_broken(engine: Engine) -> Any:
+    """The turn of `new` while one rank cannot read features, and its error."""
+    engine.engine.collective_rpc("break_rank", rank=1)
+    try:
+        engine.ask(NEW)
+    except Exception as error:
+        return {"type": type(error).__name__, "text": str(error)}
+    finally:
+        engine.engine.collective_rpc("break_rank", rank=None)
+
+
+def take_new(engine: Engine) -> Any:
+    return [engine.ask(NEW)]
 
 
 STEPS: dict[str, Callable[[Engine], Any]] = {

@@ -17,7 +17,7 @@ VITCACHE = "vitcache.adapters.sglang"
 
 
 def probe() -> None:
-    """Give the scheduler two methods, which the program of the engine calls: `watch` and `write_counts`."""
+    """Give the scheduler methods, which the program of the engine calls on all ranks."""
     module = sys.modules.get(SCHEDULER)
     if module is None:
         return
@@ -41,13 +41,34 @@ def probe() -> None:
         mm_utils.get_embedding_and_mask = get_embedding_and_mask
 
     def write_counts(scheduler: Any, path: str) -> None:
-        """Write the counts, and those of vitcache if it has embedded a step."""
+        """Write the counts of the first rank, and those of vitcache if it has embedded a step."""
+        if tp_rank():
+            return
         is_used = f"{VITCACHE}.service" in sys.modules
         stats = asdict(sys.modules[VITCACHE].stats()) if is_used else {"steps": 0}
         Path(path).write_text(json.dumps({**counts, "placed": stats["steps"], "vitcache": stats}))
 
-    module.Scheduler.watch = watch
-    module.Scheduler.write_counts = write_counts
+    def clear_rank(scheduler: Any, rank: int) -> None:
+        """Remove the entries of one rank."""
+        if tp_rank() == rank:
+            sys.modules[f"{VITCACHE}.service"].SERVICE.clear()
+
+    def break_rank(scheduler: Any, rank: int | None) -> None:
+        """Let one rank alone fail at each feature that it reads; None: mend all ranks."""
+        factory = sys.modules[f"{VITCACHE}.item_factory"]
+        places = sys.modules[f"{VITCACHE}.feature_places"]
+        factory.wait_until_offloaded = refuse if tp_rank() == rank else places.wait_until_offloaded
+
+    for method in (watch, write_counts, clear_rank, break_rank):
+        setattr(module.Scheduler, method.__name__, method)
+
+
+def tp_rank() -> int:
+    return sys.modules["sglang.srt.runtime_context"].get_parallel().tp_rank
+
+
+def refuse(*_: Any) -> None:
+    raise MemoryError("no memory on this rank")
 
 
 def rename() -> None:

@@ -20,6 +20,7 @@ from sglang.srt.runtime_context import get_context
 
 import vitcache.adapters.sglang as adapter
 from vitcache.adapters.sglang import service
+from vitcache.adapters.sglang.engine_modules import server_arguments
 from vitcache.adapters.sglang.options import VARIABLE
 from vitcache.adapters.sglang.start_up import HOOKED
 from vitcache.adapters.sglang.targets import Target
@@ -46,7 +47,8 @@ def bindings() -> list[Binding]:
     for target in HOOKED:
         importlib.import_module(target.module)
         setattr(owner_of(target), target.name.split(".")[-1], inspect.unwrap(target.find()))
-    get_context().override_server_args(tp_size=1).install()
+    if server_arguments() is None:  # ranks have installed theirs
+        get_context().override_server_args(tp_size=1).install()
     HookRegistry.reset()
     adapter.register()
     HookRegistry.apply_hooks()

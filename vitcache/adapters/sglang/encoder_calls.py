@@ -13,6 +13,7 @@ from torch import Tensor
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
 from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.ranks import Ranks
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE
 from vitcache.rows import DTYPES
@@ -40,11 +41,20 @@ class PrunedVideo(Exception):
 
 
 class EncoderCalls:
-    """The encoders of one model, by modality. One thread uses it. `dtype` is the dtype of the text rows."""
+    """The encoders of one model, by modality. One thread uses it.
 
-    def __init__(self, counts: Counts, dtype: torch.dtype) -> None:
+    Parameters
+    ----------
+    dtype
+        The dtype of the text rows.
+    ranks
+        Compares the calls of tensor parallel ranks; None: there is one rank.
+    """
+
+    def __init__(self, counts: Counts, dtype: torch.dtype, ranks: Ranks | None = None) -> None:
         self._counts = counts
         self._dtype = dtype
+        self._ranks = ranks
         self._model: Any = None
         self._functions: Mapping[Any, Embedder] = {}
 
@@ -77,6 +87,8 @@ class EncoderCalls:
         ValueError
             If a model has no encoder for a modality, or an encoder returns another number of rows than
             several items of different modalities need.
+        RanksDiffer
+            As `Ranks.call`.
         """
         modalities = {item.context.modality: None for item in items}  # a dict, for their order
         if len(modalities) == 1:
@@ -94,7 +106,8 @@ class EncoderCalls:
         embedder = self.embedder(modality)
         if embedder is None:
             raise ValueError(f"the model has no encoder for items of modality {modality.name}")
-        found = embedder([_source(*pair) for pair in zip(items, features, strict=True)])
+        sources = [_source(*pair) for pair in zip(items, features, strict=True)]
+        found = embedder(sources) if self._ranks is None else self._ranks.call(embedder, sources)
         self._counts.encodes += len(items)
         if hasattr(found, "num_tokens_per_frame"):  # an `EVSEmbeddingResult`
             raise PrunedVideo(f"the encoder for items of modality {modality.name} prunes rows")

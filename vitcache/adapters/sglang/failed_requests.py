@@ -71,4 +71,7 @@ def _end(scheduler: Any, request: Any, message: str) -> None:
 def _num_stages() -> int:
     """Return the number of pipeline stages of the engine."""
     context = sys.modules.get(RUNTIME_CONTEXT)
-    return 1 if context is None else int(context.get_parallel().pp_size)
+    try:
+        return 1 if context is None else int(context.get_parallel().pp_size)
+    except ValueError:  # the process has no configuration of SGLang
+        return 1

@@ -15,6 +15,7 @@ from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape
 from vitcache.adapters.sglang.namespace import namespace_of
 from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.ranks import Ranks, RanksDiffer
 from vitcache.adapters.sglang.request_items import RequestItems
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.items import Chunk
@@ -72,7 +73,8 @@ class ModelStep:
         self.shape = shape
         self._counts = counts
         self._deepstack: Mapping[Any, bool] = {}
-        self._calls = EncoderCalls(counts, shape.dtype)
+        self._ranks = Ranks.of_scheduler()
+        self._calls = EncoderCalls(counts, shape.dtype, self._ranks)
         self.cache = cache
         self._ring = ring
         self._pipeline = VisionPipeline(
@@ -81,6 +83,7 @@ class ModelStep:
             namespace=namespace_of(model, shape.dtype),
             ring=ring,
             max_rows_per_encode=max_rows_per_encode(options),
+            agree=self._ranks,
         )
         self._factory = ItemFactory(
             self._row_width,
@@ -111,11 +114,18 @@ class ModelStep:
         dict or None
             With deepstack, the tensor ``input_deepstack_embeds`` ``(tokens, hidden * levels)``, zero at text
             tokens. None: an encoder has pruned rows of a video, and SGLang must compute the step.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            If the calls of tensor parallel ranks differ, or another rank is lost.
         """
         self._deepstack = call.use_deepstack
         self._calls.use(model, functions)
         try:
             return self._place(call, inputs_embeds)
+        except RanksDiffer as differ:
+            raise RuntimeError(f"vitcache: {differ}") from differ
         finally:
             self._calls.use(None, None)
 
@@ -134,16 +144,20 @@ class ModelStep:
                 chunks.append(Chunk(items, start, length, offset))
                 placed.append((number, request_items))
         deepstack = info["input_deepstack_embeds"] if levels else None
-        result = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
+        if self._ranks is not None:
+            self._ranks.begin()
+        errors = self._pipeline.place(chunks, inputs_embeds, deepstack=deepstack).errors
+        if self._ranks is not None:
+            errors = self._ranks.share_errors(errors, chunks, inputs_embeds, deepstack)
         for _, request_items in placed:
             request_items.store_keys()
         failed: list[FailedItem] = []
-        if result.errors:
-            for error in result.errors:
+        if errors:
+            for error in errors:
                 drop_frames(error.cause)
-            if any(isinstance(error.cause, PrunedVideo) for error in result.errors):
+            if any(isinstance(error.cause, PrunedVideo) for error in errors):
                 return None
-            failed = [FailedItem.from_error(error, placed[error.chunk][0]) for error in result.errors]
+            failed = [FailedItem.from_error(error, placed[error.chunk][0]) for error in errors]
         for number, request_items in placed:
             if request_items.left_out:
                 failed += [FailedItem(number, item, text) for item, text in request_items.left_out]
