@@ -65,14 +65,20 @@ def take_limit(
     """Ask about 1, 2, 4, ... up to `most` new images in one request, until memory ends.
 
     `added_bytes` limits the data that the scheduler adds from now on; None: the memory of the device ends it.
-    Yields the answers so far.
+    Before it, one request starts the threads of the scheduler, whose stacks count as data. Yields the answers
+    so far.
     """
+    engine.ask(prompt(2), [noise(*size, number) for number in (9_998, 9_999)])
     if added_bytes is not None:
         engine.limit_memory(added_bytes)
     answered: list[dict[str, Any]] = []
     count = 1
     while count <= most:
-        answer = engine.ask(prompt(count), [noise(*size, 10_000 * count + number) for number in range(count)])
+        images = [noise(*size, 10_000 * count + number) for number in range(count)]
+        try:
+            answer = engine.ask(prompt(count), images)
+        except Exception:  # vitcache ends the request; stock ends the engine, and with it this process
+            break
         if answer["errors"]:
             break
         answered.append({"count": count, **answer})
