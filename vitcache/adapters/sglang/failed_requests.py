@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
-from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT, SCHEDULE_BATCH
+from vitcache.adapters.sglang.engine_modules import SCHEDULE_BATCH, parallel_value
 
 # The scheduler and the `ScheduleBatch` of the running `Scheduler.run_batch`, or None outside of it.
 RUN: ContextVar[tuple[Any, Any] | None] = ContextVar("vitcache.run", default=None)
@@ -39,7 +39,7 @@ def end_requests(inputs: Any, message: str) -> int:
     if run is None:
         return 0
     scheduler, batch = run
-    if batch.is_dllm() or _num_stages() > 1:
+    if batch.is_dllm() or parallel_value("pp_size", 1) > 1:
         return 0
     requests = [
         request
@@ -66,12 +66,3 @@ def _end(scheduler: Any, request: Any, message: str) -> None:
     request.discard_output_reason = reason
     if is_chunked:
         scheduler._pending_chunked_abort_req = request
-
-
-def _num_stages() -> int:
-    """Return the number of pipeline stages of the engine."""
-    context = sys.modules.get(RUNTIME_CONTEXT)
-    try:
-        return 1 if context is None else int(context.get_parallel().pp_size)
-    except ValueError:  # the process has no configuration of SGLang
-        return 1
