@@ -17,7 +17,7 @@ from vitcache import PinnedRing
 from vitcache.adapters.sglang import model_memory, service
 from vitcache.adapters.sglang.encoder_calls import max_rows_per_encode
 from vitcache.adapters.sglang.model_cache import StepShape, make_cache
-from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES, ModelMemory, make_memory
+from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES, make_memory
 from vitcache.adapters.sglang.options import Options
 from vitcache.pipeline.feature_mover import RING_BYTES
 
@@ -222,8 +222,7 @@ def test_start_logs_the_line_and_the_first_step_logs_none(
     assert len(caplog.records) == 1
 
 
-def test_each_default_size_is_that_of_sglang() -> None:
+def test_tier_without_a_size_or_reserved_bytes_has_the_default_of_sglang() -> None:
     memory = make_memory(None, SHAPE, 0, Options())
-    assert isinstance(memory, ModelMemory)
     assert memory.cache.stats().device_capacity_bytes == UNRESERVED_BYTES
     memory.close()

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
-from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT, SCHEDULE_BATCH
+from vitcache.adapters.sglang.engine_modules import SCHEDULE_BATCH, parallel_value
 
 # The scheduler and the `ScheduleBatch` of the running `Scheduler.run_batch`, or None outside of it.
 RUN: ContextVar[tuple[Any, Any] | None] = ContextVar("vitcache.run", default=None)
@@ -41,7 +41,7 @@ def end_requests(inputs: Any, message: str) -> list[bool]:
     if run is None:
         return []
     scheduler, batch = run
-    if batch.is_dllm() or _num_stages() > 1:
+    if batch.is_dllm() or parallel_value("pp_size", 1) > 1:
         return []
     # The turns of a session can share their items. One that decodes is behind them, and its output is right.
     decoding = set(map(id, batch.decoding_reqs or ()))
@@ -90,12 +90,3 @@ def _keep_items(request: Any) -> None:
 
 def _release_nothing() -> None:
     """In place of `Req.release_mm_inputs_on_abort`."""
-
-
-def _num_stages() -> int:
-    """Return the number of pipeline stages of the engine."""
-    context = sys.modules.get(RUNTIME_CONTEXT)
-    try:
-        return 1 if context is None else int(context.get_parallel().pp_size)
-    except ValueError:  # the process has no configuration of SGLang
-        return 1

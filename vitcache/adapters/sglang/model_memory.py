@@ -6,7 +6,7 @@ import logging
 from typing import Any, NamedTuple
 
 from vitcache.adapters.sglang.encoder_calls import max_rows_per_encode
-from vitcache.adapters.sglang.engine_modules import tensor_parallel_rank
+from vitcache.adapters.sglang.engine_modules import parallel_value
 from vitcache.adapters.sglang.feature_places import encoder_moves
 from vitcache.adapters.sglang.model_cache import StepShape, make_cache
 from vitcache.adapters.sglang.options import Options
@@ -80,11 +80,7 @@ def _make_ring(model: Any, shape: StepShape, options: Options) -> PinnedRing | N
             return None
         num_bytes = RING_BYTES
     try:
-        return PinnedRing(
-            num_bytes,
-            backend="cuda" if is_cuda else "host",
-            device=shape.device,
-        )
+        return PinnedRing(num_bytes, backend="cuda" if is_cuda else "host", device=shape.device)
     except MemoryError as error:
         raise MemoryError(f"ring_bytes is {num_bytes}: {error}") from error
 
@@ -98,7 +94,6 @@ def _moves_features(model: Any) -> bool:
 
 def _log(model: Any, shape: StepShape, memory: ModelMemory, source: str, options: Options) -> None:
     cache, sizes = memory.cache, memory.cache.stats()
-    rank, num_ranks = tensor_parallel_rank()
     logger.info(
         "vitcache keeps the rows of %s: %s on %s (%s), %s in host memory, pages of %d rows of %d elements "
         "of %s, %d deepstack levels, policy %s, at most %d rows per encode, ring of %s, tensor parallel rank "
@@ -115,8 +110,8 @@ def _log(model: Any, shape: StepShape, memory: ModelMemory, source: str, options
         options.policy,
         max_rows_per_encode(options),
         _mib(0 if memory.ring is None else memory.ring.capacity_bytes),
-        rank,
-        num_ranks,
+        parallel_value("tp_rank", 0),
+        parallel_value("tp_size", 1),
         str(options.trust_engine_hash).lower(),
     )
 
