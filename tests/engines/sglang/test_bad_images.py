@@ -13,6 +13,7 @@ from sglang_runner.faults import FAULTS
 
 Found = dict[str, Any]
 NUM_ROWS = 25  # of the image that fails
+NUM_SINGLE = 3  # a request of the step "sent", and two turns of the session
 CAUSES = {
     "raises": "got none (OSError: damaged image xxx",
     "short": f"got {NUM_ROWS - 1} (ValueError: ",
@@ -93,6 +94,16 @@ def test_client_that_sends_another_grid_than_that_of_its_pixels_gets_an_error(fo
     assert CAUSES["grid"] in wrong["detail"]
 
 
+def test_turn_that_continues_a_failed_one_fails_or_is_answered_as_its_image_is(found: Found) -> None:
+    """SGLang keeps the placeholders of an aborted turn, and without its items the engine would end."""
+    session = found["session"]
+    for name in ("failed", "again"):
+        assert session[name]["status_code"] == 500
+        assert CAUSES["short"] in session[name]["detail"]
+    assert answer(session["mended"]) == answer(session["right"])
+    assert session["end"] == session["begin"]
+
+
 def test_engine_serves_without_a_lost_slot(found: Found) -> None:
     assert found["bad"]["end"] == found["forms"]["end"] == found["bad"]["begin"]
     assert answer(found["forms"]["right"]) == answer(found["bad"]["together"]["right"][0])
@@ -100,7 +111,7 @@ def test_engine_serves_without_a_lost_slot(found: Found) -> None:
 
 def test_each_failure_is_counted_once(found: Found) -> None:
     counts = found["counts"]["vitcache"]
-    num_failed = len(FAULTS) * (len(PROMPTS) + 1) + len(FORMS) * len(PROMPTS) + 1
+    num_failed = len(FAULTS) * (len(PROMPTS) + 1) + len(FORMS) * len(PROMPTS) + NUM_SINGLE
     assert counts["errors"] == counts["ended"] == num_failed
     assert counts["originals"] == {}
 

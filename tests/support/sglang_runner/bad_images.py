@@ -18,6 +18,8 @@ from sglang_runner.faults import BAD_SIZE, FAULTS
 BAD = -1  # the number of the image that fails
 # The image that fails is in the only chunk of the prompt, in a middle one, and in the last one.
 PROMPTS = {"only": [BAD], "middle": [0, 2, 4, 6, BAD, 8, 10, 12], "last": [0, 2, 4, 6, BAD]}
+NEXT = "And then?"  # the text of the next turn of a session
+SESSION_LENGTH = 1000
 # Forms of a request, and the options of `Engine.async_generate`.
 FORMS: dict[str, dict[str, Any]] = {
     "stream": {"stream": True},
@@ -168,6 +170,25 @@ def take_sent(engine: Any) -> Any:
     return found
 
 
+def take_session(engine: Any) -> Any:
+    """Turns of a session that continue one whose image failed, and a prompt of the same text."""
+    requests = Requests(engine)
+    [right] = requests.ask({"prompt": [engine.prompt([BAD]) + NEXT], "image_data": [[image(BAD)]]})
+    requests.flush()
+    begin = requests.state()
+    session = engine.engine.open_session(SESSION_LENGTH)
+    requests.call("set_fault", kind="short")
+    [failed] = requests.ask({"numbers": [BAD], "rid": ["bad"], "session_params": {"id": session}})
+    next_turn = {"prompt": [NEXT], "session_params": {"id": session, "rid": "bad"}}
+    [again] = requests.ask({**next_turn, "rid": ["again"]})
+    requests.call("set_fault", kind="none")
+    [mended] = requests.ask({**next_turn, "rid": ["mended"]})
+    engine.engine.close_session(session)
+    requests.flush()
+    found = {"right": right, "failed": failed, "again": again, "mended": mended}
+    return {**found, "begin": begin, "end": requests.state()}
+
+
 def take_death(engine: Any) -> Any:
     """One request whose image fails, and one that is right."""
     requests = Requests(engine)
@@ -175,4 +196,10 @@ def take_death(engine: Any) -> Any:
     return [requests.ask({"numbers": [BAD]}), requests.ask({"numbers": [3]})]
 
 
-STEPS = {"bad": take_bad, "forms": take_forms, "sent": take_sent, "death": take_death}
+STEPS = {
+    "bad": take_bad,
+    "forms": take_forms,
+    "sent": take_sent,
+    "session": take_session,
+    "death": take_death,
+}

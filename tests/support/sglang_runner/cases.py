@@ -63,7 +63,7 @@ def bad(name: str, **options: Any) -> Case:
     return Case(
         name,
         ("vitcache", "probe", "faults"),
-        ("bad", "forms", "sent"),
+        ("bad", "forms", "sent", "session"),
         limit_s=300,
         environment={"VITCACHE_SGLANG_OPTIONS": '{"max_rows_per_encode":40}'},
         options={"chunked_prefill_size": CHUNK_OF_BAD, **options},

@@ -25,7 +25,7 @@ class SglangStats:
         Items that an encoder of the model has encoded.
     errors
         Items without rows in a step, because they could not be encoded or their offsets are wrong. An item of
-        a request that is not ended can fail, and count, in several steps.
+        a request that is not ended, or that SGLang retracts, can fail, and count, in several steps.
     ended
         Requests that were ended because of such an item.
     originals
