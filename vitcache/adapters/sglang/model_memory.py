@@ -50,6 +50,10 @@ def make_memory(model: Any, shape: StepShape, reserved_bytes: int, options: Opti
     """
     device_bytes, source = _device_bytes(options, reserved_bytes)
     cache = make_cache(shape, device_bytes, options)
+    # Of the pages that the tier has: it has at least one row, and no part of a page.
+    unreserved_bytes = cache.stats().device_capacity_bytes - reserved_bytes
+    if unreserved_bytes > 0:
+        source += f", {_mib(unreserved_bytes)} of it not reserved by SGLang"
     try:
         memory = ModelMemory(cache, _make_ring(model, shape, options))
     except BaseException:
@@ -62,14 +66,10 @@ def make_memory(model: Any, shape: StepShape, reserved_bytes: int, options: Opti
 def _device_bytes(options: Options, reserved_bytes: int) -> tuple[int, str]:
     """Return the size of the device tier, and a text that says where the number is from."""
     if options.device_bytes is not None:
-        num_bytes, source = options.device_bytes, "device_bytes"
-    elif reserved_bytes:
-        num_bytes, source = reserved_bytes, "SGLANG_VLM_CACHE_SIZE_MB"
-    else:
-        num_bytes, source = UNRESERVED_BYTES, "default"
-    if num_bytes > reserved_bytes:
-        source += f", {_mib(num_bytes - reserved_bytes)} of it not reserved by SGLang"
-    return num_bytes, source
+        return options.device_bytes, "device_bytes"
+    if reserved_bytes:
+        return reserved_bytes, "SGLANG_VLM_CACHE_SIZE_MB"
+    return UNRESERVED_BYTES, "default"
 
 
 def _make_ring(model: Any, shape: StepShape, options: Options) -> PinnedRing | None:

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from vitcache.adapters.agreement import Agreement
 from vitcache.adapters.sglang.engine_modules import parallel_value
+from vitcache.adapters.sglang.failed_items import cause_text
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.rank_states import RankState, other_rank_error
 from vitcache.pipeline.results import ItemError
@@ -97,7 +98,7 @@ class Ranks:
         try:
             found = embedder(sources)
         except Exception as error:
-            self._compare(end_of_error(error), f"raised {type(error).__name__}: {error}", error)
+            self._compare(end_of_error(error), f"raised {cause_text(error)}", error)
             raise
         self._compare(end_of_rows(found), "returned")
         return found
