@@ -38,6 +38,7 @@ from torch import Tensor
 
 from vitcache.adapters.agreement import Agreement
 from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
+from vitcache.adapters.sglang.failed_items import cause_text
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.rank_states import RankState
 from vitcache.pipeline.results import ItemError
@@ -98,7 +99,7 @@ class Ranks:
         try:
             found = embedder(sources)
         except Exception as error:
-            self._compare(end_of_error(error), f"raised {type(error).__name__}: {error}", error)
+            self._compare(end_of_error(error), f"raised {cause_text(error)}", error)
             raise
         self._compare(end_of_rows(found), "returned")
         return found
