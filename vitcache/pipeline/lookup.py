@@ -179,7 +179,7 @@ def agree_on_missing(
     ------
     ValueError
         If `agree` does not return one flag per item, clears the flag of a missing item, or sets the flag of
-        an item that failed on this rank. With `RankStates`: as `RankStates.share`.
+        an item that failed on this rank. With `RankStates`: as `RankStates.share_by_place`.
     """
     ranks = RankStates.of(agree)
     numbers = [number for number in range(len(plan)) if ranks is not None or not plan.has_rows(number)]
@@ -205,7 +205,11 @@ def _share(
     numbers: Sequence[int],
     step_items: dict[int, StepItem],
 ) -> list[StepItem]:
-    """Return the items that all ranks encode. An item that failed on any rank fails on this one."""
+    """Return the items that all ranks encode. An item that failed on any rank fails on this one.
+
+    All ranks return the same items in the same order: an item whose equals differ between the ranks has
+    failed.
+    """
     states = []
     for number in numbers:
         step_item = step_items.get(number)
@@ -215,8 +219,9 @@ def _share(
             states.append(RankState.FAILED)
         else:
             states.append(RankState.HIT if plan.has_rows(number) else RankState.MISS)
+    places = [plan.occurrences(number) for number in numbers]
     missing: list[StepItem] = []
-    for number, state in zip(numbers, ranks.share(states), strict=True):
+    for number, state in zip(numbers, ranks.share_by_place(states, places), strict=True):
         if state is RankState.HIT:
             continue
         step_item = step_items.get(number)
