@@ -18,11 +18,11 @@ from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.keys.content import content_key
 from vitcache.keys.namespace import Namespace, to_namespace
 from vitcache.keys.threads import KeyThreads
+from vitcache.pipeline.agreed_items import Agree
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item, check_chunks
 from vitcache.pipeline.kept_rows import KeptRows
-from vitcache.pipeline.lookup import Agree
 from vitcache.pipeline.pipeline_arguments import check_handle, check_item, check_options, refuse_tensor
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
