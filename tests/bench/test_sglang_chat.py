@@ -1,8 +1,9 @@
-"""The parts of the bench `sglang_chat` without SGLang: cases, options, prompts, meter, and results."""
+"""The parts of the bench `sglang_chat` without SGLang: cases, options, prompts, steps and meter."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from importlib.metadata import distributions
 from math import prod
@@ -14,9 +15,9 @@ import pytest
 import torch
 
 from vitcache.bench.chats import digits
-from vitcache.bench.claims import bench_sglang_chat, sglang_chat_figure
-from vitcache.bench.claims.bench_sglang_chat import CASES, SIZES, Chat, ChatCase, check
-from vitcache.bench.claims.sglang_chat_results import SWAPPED, add_answers, add_limit, add_turns
+from vitcache.bench.claims import bench_sglang_chat
+from vitcache.bench.claims.bench_sglang_chat import CASES, SIZES, check
+from vitcache.bench.claims.sglang_chat_cases import Chat, ChatCase
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.registry import CPU, GPU, cases_for
 from vitcache.bench.sglang import meter
@@ -37,20 +38,11 @@ DEVICE = torch.device(CPU)
 OPTIONS = EngineOptions(
     HOST_TIER, "tiny", chunk_tokens=8, num_tokens=64, cache_mb=3, device_bytes=None, host_bytes=5
 )
-Row = tuple[str, float, float | None, bool | None]
 
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Recorder:
     return Recorder("sglang_chat", tmp_path, DEVICE)
-
-
-def found(recorder: Recorder, metric: str) -> list[Row]:
-    """The contender, value, target and verdict of each result with a metric."""
-    fields = ("contender", "value", "target", "meets_target")
-    return [
-        cast(Row, tuple(row[name] for name in fields)) for row in recorder.rows if row["metric"] == metric
-    ]
 
 
 def test_full_cases_have_the_sizes_of_the_tables_on_the_cpu_and_on_a_gpu() -> None:
@@ -145,7 +137,7 @@ def test_meter_writes_the_images_and_the_rows_of_each_chunk(tmp_path: Path) -> N
     path = tmp_path / "measured.json"
     with pytest.MonkeyPatch.context() as patch:
         vision = SimpleNamespace(VisionSdpaAttention=type("VisionSdpaAttention", (), {}))
-        patch.setitem(meter.sys.modules, meter.ATTENTION, cast(Any, vision))
+        patch.setitem(sys.modules, meter.ATTENTION, cast(Any, vision))
         measured = meter.Meter(scheduler)
         for calls, is_extend in (([2, 1], True), ([], False), ([], True)):
             mode = SimpleNamespace(is_extend=lambda is_extend=is_extend: is_extend)
@@ -199,54 +191,6 @@ def test_limit_ends_before_the_first_request_with_an_error() -> None:
     assert engine.asked == [0, 2, 1, 2, 4, 8]  # two images before the limit
 
 
-def turn(number: int, images: int, ttft_ms: float) -> dict[str, Any]:
-    return {"turn": number, "ttft_ms": ttft_ms, "chunks": [{"images": images, "vit_ms": 2.0 * images}]}
-
-
-@pytest.mark.parametrize("is_judged", [True, False])
-def test_turns_judge_the_encodes_of_the_host_tier_if_an_image_fits(
-    recorder: Recorder, *, is_judged: bool
-) -> None:
-    results = {
-        STOCK: [turn(1, 1, 10.0), turn(2, 2, 20.0)],
-        HOST_TIER: [turn(1, 1, 10.0), turn(2, 2, 5.0)],
-    }
-    add_turns(recorder, "8x8", results, is_judged=is_judged)
-    verdicts = [(1, True), (1, False)] if is_judged else [(None, None)] * 2
-    assert [each[2:] for each in found(recorder, "encoded") if each[0] == HOST_TIER] == verdicts
-    last = recorder.rows[-1]
-    assert (last["case"], last["metric"], last["value"]) == ("8x8 turn 2 chunk 1", "chunk_vit_ms", 4.0)
-    ratios = [row["ratio"] for row in recorder.rows if row["metric"] == "ttft_ms"]
-    assert ratios == [1, 1, 1, 0.25]
-
-
-def test_limit_of_vitcache_must_be_that_of_stock(recorder: Recorder) -> None:
-    def answered(*counts: int) -> list[dict[str, Any]]:
-        chunks = [{"largest": 3}, {"largest": 2}]
-        return [{"count": count, "chunks": chunks, "peak_bytes": count << 20} for count in counts]
-
-    add_limit(recorder, "8x8", {STOCK: answered(1, 2), VITCACHE: answered(1, 2, 4), HOST_TIER: answered(1)})
-    verdicts = [(STOCK, 2, None, None), (VITCACHE, 4, 2, True), (HOST_TIER, 1, 2, False)]
-    assert found(recorder, "max_images") == verdicts
-    assert {row["value"] for row in recorder.rows if row["metric"] == "peak_mib"} == {1}
-    assert {row["case"] for row in recorder.rows if row["metric"] == "largest_encode"} == {"8x8, 1 images"}
-
-
-def test_answers_must_be_those_of_stock_and_swapped_images_must_change_some(recorder: Recorder) -> None:
-    def taken(*answers: int) -> dict[str, Any]:
-        return {"answers": list(answers), "expected": [1, 2, 3, 4], "images": 4, "encodes": 1}
-
-    results = {STOCK: taken(1, 2, 3, 4), VITCACHE: taken(1, 2, 3, 0), SWAPPED: taken(1, 2, 3, 4)}
-    add_answers(recorder, "chats", results, 0.9)
-    assert found(recorder, "accuracy") == [
-        (STOCK, 1, 0.9, True),
-        (VITCACHE, 0.75, 1, False),
-        (SWAPPED, 1, 0.75, False),
-    ]
-    assert found(recorder, "different_answers") == [(VITCACHE, 1, 0, False), (SWAPPED, 0, 1, False)]
-    assert {each[1] for each in found(recorder, "hit_share")} == {0.75}
-
-
 def test_engine_with_other_tokens_or_without_vitcache_gets_no_number() -> None:
     stock = [{"tokens": [5], "steps": 0}]
     check(STOCK, stock, stock, "tiny")
@@ -270,16 +214,6 @@ def test_case_fails_if_the_host_tier_gave_no_rows_of_the_cards(
     timer = cast(Any, SimpleNamespace(device=DEVICE))
     with pytest.raises(RuntimeError, match="has demoted no card"):
         list(bench_sglang_chat.run_case(case, recorder, timer))
-
-
-def test_figure_names_the_images_of_a_turn_and_the_answers(recorder: Recorder) -> None:
-    results = {name: [turn(1, 1, 10.0), turn(2, 1 + (name == STOCK), 20.0)] for name in NAMES}
-    add_turns(recorder, "8x8", results, is_judged=True)
-    assert sglang_chat_figure.title_of(recorder.rows).endswith("a turn encodes 1 image, with stock 1 to 2")
-    assert "digits" not in sglang_chat_figure.note_of(recorder.rows)
-    answers = {"answers": [1, 2], "expected": [1, 2], "images": 2, "encodes": 1}
-    add_answers(recorder, "chats", dict.fromkeys((*NAMES, SWAPPED), answers), 0.9)
-    assert sglang_chat_figure.note_of(recorder.rows).endswith("0 of 2 answers differ from stock's.")
 
 
 def test_names_of_cases_differ_and_steps_end_with_the_limit() -> None:

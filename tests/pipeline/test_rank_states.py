@@ -102,8 +102,31 @@ def test_item_that_cannot_be_hashed_or_loaded_is_shared_as_failed() -> None:
     items[1:] = [Item(refuse, items[1].spans), Item(refuse, items[2].spans, key=KEYS[2])]
     errors = embed(pipeline, [Chunk(items, 0, 12)], 12, failed=items[1:])
     assert [type(error.cause) for error in errors] == [OSError, OSError]
-    assert ranks.mine == [[HIT, FAILED, FAILED], [MISS]]
+    # If any item has failed, the states are shared once more.
+    assert ranks.mine == [[HIT, FAILED, FAILED], [MISS, FAILED, FAILED], [MISS]]
     assert tower.calls == [items[:1]]
+
+
+def test_item_that_another_rank_cannot_hash_fails_with_its_equals_of_the_step() -> None:
+    """On the other rank, the first and the last item are two items, because it cannot hash the last one."""
+    ranks = OtherRanks([HIT, MISS, FAILED])
+    pipeline, tower, items = make_scene(ranks)
+    items[2] = Item(feature(0, 3), items[2].spans, key=KEYS[0])
+    errors = embed(pipeline, [Chunk(items, 0, 12)], 12, failed=[items[0], items[2]])
+    assert [error.item for error in errors] == [0, 2]
+    assert ranks.mine == [[HIT, MISS, HIT], [FAILED, MISS, FAILED], [MISS]]
+    assert tower.calls == [[items[1]]]
+
+
+def test_equal_items_fail_if_this_rank_cannot_hash_one_of_them_and_others_can() -> None:
+    """The other rank tells in the second exchange that the first item is equal to the one without a key."""
+    ranks = OtherRanks([MISS, MISS, MISS], [FAILED, MISS, FAILED])
+    pipeline, tower, items = make_scene(ranks)
+    items[2] = Item(refuse, items[2].spans)
+    errors = embed(pipeline, [Chunk(items, 0, 12)], 12, failed=[items[0], items[2]])
+    assert [type(error.cause) for error in errors] == [RuntimeError, OSError]
+    assert ranks.mine == [[HIT, MISS, FAILED], [MISS, MISS, FAILED], [MISS]]
+    assert tower.calls == [[items[1]]]
 
 
 def test_item_with_precomputed_rows_fails_if_another_rank_has_none_of_them() -> None:

@@ -31,8 +31,8 @@ def agree_over(group: Any = None) -> Agreement:
     The returned object takes and returns a bool tensor on the CPU, one flag per item. It blocks until every
     rank of the group has called it: one all-reduce of 256 bytes for up to 62 items, two for more. Its method
     `states` does the same with numbers, by which ranks also share failures: `VisionPipeline` calls it in
-    place of the object, once more before each call of the encoder. If an item cannot be loaded, hashed or
-    copied on one rank, it fails on all ranks, and no rank encodes it.
+    place of the object, once more if an item failed, and once more before each call of the encoder. If an
+    item cannot be loaded, hashed or copied on one rank, it fails on all ranks, and no rank encodes it.
 
     Examples
     --------

@@ -57,6 +57,36 @@ class RankStates:
             )
         return [RankState(state) for state in found.tolist()]
 
+    def share_by_place(
+        self, states: Sequence[RankState], places: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[RankState]:
+        """Return the largest state of each item of a step over all ranks.
+
+        Equal items are one item, but not on a rank that cannot hash one of them. So the ranks share a state
+        for each place, which is where an item is in the chunks. If any item has failed, they do so twice:
+        the first time tells a rank that an item failed at one of its places, and the second time tells the
+        other ranks that it failed at all of them. Then each item has one state on all ranks.
+
+        Parameters
+        ----------
+        states, places
+            The state of each item on this rank, and its places: chunk, and number in the chunk.
+
+        Raises
+        ------
+        ValueError
+            As `share`.
+        """
+        in_order = sorted((place, item) for item, found in enumerate(places) for place in found)
+        largest = list(states)
+        for _ in range(2):
+            shared = self.share([largest[item] for _, item in in_order])
+            for (_, item), state in zip(in_order, shared, strict=True):
+                largest[item] = max(largest[item], state)
+            if RankState.FAILED not in shared:
+                break
+        return largest
+
     def fail_alike(self, step_items: Sequence[StepItem]) -> None:
         """Let the items of a call of the encoder fail that failed on any rank, or whose copy fails now.
 

@@ -17,14 +17,13 @@ from vitcache.cache.plan_leases import PlanLeases
 from vitcache.device.streams import check_current_stream
 from vitcache.keys.threads import KeyThreads
 from vitcache.pages.reservation import Reservation
+from vitcache.pipeline.agreed_items import Agree, agree_on_missing
 from vitcache.pipeline.early_start import EarlyStart
 from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.kept_rows import KeptRows
 from vitcache.pipeline.lookup import (
-    Agree,
-    agree_on_missing,
     claim_all,
     claim_missing,
     collect_misses,

@@ -18,11 +18,11 @@ from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.keys.content import content_key
 from vitcache.keys.namespace import Namespace, to_namespace
 from vitcache.keys.threads import KeyThreads
+from vitcache.pipeline.agreed_items import Agree
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item, check_chunks
 from vitcache.pipeline.kept_rows import KeptRows
-from vitcache.pipeline.lookup import Agree
 from vitcache.pipeline.pipeline_arguments import check_handle, check_item, check_options, refuse_tensor
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
@@ -173,9 +173,10 @@ class VisionPipeline:
     ranks waiting. If one rank alone cannot load, hash or copy an item, the result depends on `agree`:
 
     - The object that `agree_over` returns also shares failures. The item fails on all ranks, and no rank
-      encodes it; on the other ranks, the cause is a RuntimeError. The pipeline calls its method ``states``
-      in place of the object: once per step, also for items with precomputed rows, and once before each call
-      of `encode`.
+      encodes it; on the other ranks, the cause is a RuntimeError. Its equals in the step fail with it, unless
+      each rank can hash it. The pipeline calls its method ``states`` in place of the object, with one state
+      for each place of an item in the chunks, precomputed ones included: once per step, once more if an item
+      failed, and once, with one state per item, before each call of `encode`.
     - Any other callable is called once per step. If the other ranks encode the item, `embed` raises
       ValueError; if not, `EmbedResult.errors` of this rank alone contains an `ItemError` for it.
 

@@ -14,6 +14,7 @@ from sglang_fakes.scene import Scene, Window, token_ids
 from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.model_cache import StepShape, make_cache
+from vitcache.adapters.sglang.model_memory import ModelMemory
 from vitcache.adapters.sglang.model_step import ModelStep, StepCall
 from vitcache.adapters.sglang.options import Options
 from vitcache.testing import inspect
@@ -40,7 +41,7 @@ def test_interrupted_step_of_a_model_leaves_no_lease_and_no_claim() -> None:
     while is_interrupted:
         model, table = Model(), Table()
         cache = make_cache(SHAPE, 1 << 12, Options())
-        step = ModelStep(model, SHAPE, cache, Options(), Counts())
+        step = ModelStep(model, SHAPE, ModelMemory(cache, None), Options(), Counts())
         inputs = requests()
         rows = table.weight.detach()[:1].repeat(20, 1)
         call = StepCall(inputs, [0, 0], [13, 5], [0, 13], {})

@@ -20,6 +20,7 @@ from vitcache.adapters.sglang.encoder_calls import EncoderCalls
 from vitcache.adapters.sglang.failed_items import request_name
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape, make_cache
+from vitcache.adapters.sglang.model_memory import ModelMemory
 from vitcache.adapters.sglang.model_step import ModelStep
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.request_items import RequestItems
@@ -31,7 +32,8 @@ CPU = torch.device("cpu")
 def make_step(model: Any, levels: int = 0, device_bytes: int = 1 << 16, **options: Any) -> ModelStep:
     shape = StepShape(HIDDEN, levels, torch.float32, CPU)
     made = Options(**options)
-    return ModelStep(model, shape, make_cache(shape, device_bytes, made), made, Counts())
+    memory = ModelMemory(make_cache(shape, device_bytes, made), None)
+    return ModelStep(model, shape, memory, made, Counts())
 
 
 @pytest.mark.parametrize("device_bytes", [1, 100, 1000])

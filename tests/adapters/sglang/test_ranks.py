@@ -14,6 +14,7 @@ from sglang_fakes.requests import Inputs, image
 from sglang_fakes.scene import Scene, Window
 
 from vitcache.adapters.sglang import ranks
+from vitcache.adapters.sglang.encoder_calls import EncoderCalls
 from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
 from vitcache.adapters.sglang.ranks import Ranks, RanksDiffer
 
@@ -176,6 +177,41 @@ def test_error_that_only_this_rank_raised_is_the_cause(with_rank: Any) -> None:
     with pytest.raises(RuntimeError, match="raised OSError: a driver on this rank") as caught:
         scene.step(window(1))
     assert isinstance(caught.value.__cause__.__cause__, OSError)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_rows_that_cannot_be_converted_are_compared_as_an_error(
+    with_rank: Any, monkeypatch: pytest.MonkeyPatch, is_equal: bool
+) -> None:
+    """If they cannot be on one rank alone, it must not encode the items of the call one by one."""
+
+    def flat(calls: EncoderCalls, rows: torch.Tensor) -> torch.Tensor:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(EncoderCalls, "_flat", flat)
+    other, step = OtherRank(is_equal=is_equal), window(1, 2)
+    scene = with_rank(other)
+    if is_equal:
+        scene.step(step, failed=step.inputs.mm_items)
+        assert other.timeouts == [ranks.RAISED_WAIT] * 3  # the call, and each item alone
+    else:
+        with pytest.raises(RuntimeError, match="raised MemoryError: no memory on this rank, but ended diff"):
+            scene.step(step)
+        assert len(other.timeouts) == 1
+
+
+def test_error_whose_text_cannot_be_made_is_compared(with_rank: Any) -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    class Failing(Model):
+        def encode(self, items: Any) -> Any:
+            raise Silent
+
+    other, step = OtherRank(), window(1)
+    with_rank(other, Failing()).step(step, failed=step.inputs.mm_items)
+    assert other.timeouts == [ranks.RAISED_WAIT]
 
 
 def raised_at(line: int, text: str) -> Exception:

@@ -91,18 +91,20 @@ def test_encoder_that_ends_differently_on_one_rank_raises_on_both(scene: Pair) -
         for name, error in rank.items():
             assert error.startswith("RuntimeError: vitcache: an encoder has"), name
             assert error.endswith("on this rank, but ended differently on another one"), name
-    assert "raised ValueError: only on this rank" in scene.second["raises"]
+    for name in ("raises", "converts"):
+        assert "raised ValueError: only on this rank" in scene.second[name]
 
 
 @of_scene("scene", ["random_steps"], indirect=True)
 def test_random_steps_are_right_on_ranks_with_different_caches(scene: Pair) -> None:
     for first, second in zip(*scene, strict=True):
-        for name in ("steps", "digest", "calls", "counts"):
+        for name in ("steps", "repeated", "digest", "calls", "counts"):
             assert first[name] == second[name], name
         assert first["cache"] != second["cache"]
         assert set(first["steps"]) == {"right", "failed on one rank"}
         *_, errors, unshared, originals = first["counts"]
         assert errors > first["steps"]["failed on one rank"] > 0
+        assert first["repeated"] > 0
         assert unshared > 0
         assert originals == {}
 

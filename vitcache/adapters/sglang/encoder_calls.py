@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,10 +108,18 @@ class EncoderCalls:
         if embedder is None:
             raise ValueError(f"the model has no encoder for items of modality {modality.name}")
         sources = [_source(*pair) for pair in zip(items, features, strict=True)]
-        found = embedder(sources) if self._ranks is None else self._ranks.call(embedder, sources)
-        self._counts.encodes += len(items)
+        if self._ranks is None:
+            return self._rows(embedder, sources)
+        # Rows that one rank alone cannot convert are an end of the call, too: it must not call once more.
+        rows: list[Tensor] | Tensor = self._ranks.call(partial(self._rows, embedder), sources)
+        return rows
+
+    def _rows(self, embedder: Embedder, sources: list[Any]) -> list[Tensor] | Tensor:
+        """Call an encoder, and return the rows of all items, or of each."""
+        found = embedder(sources)
+        self._counts.encodes += len(sources)
         if hasattr(found, "num_tokens_per_frame"):  # an `EVSEmbeddingResult`
-            raise PrunedVideo(f"the encoder for items of modality {modality.name} prunes rows")
+            raise PrunedVideo(f"the encoder for items of modality {sources[0].modality.name} prunes rows")
         if isinstance(found, list | tuple):
             return [self._flat(rows) for rows in found]
         rows: Tensor = self._flat(found)

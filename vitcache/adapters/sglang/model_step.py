@@ -13,14 +13,13 @@ from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo, ma
 from vitcache.adapters.sglang.failed_items import FailedItem, report
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape
+from vitcache.adapters.sglang.model_memory import ModelMemory
 from vitcache.adapters.sglang.namespace import namespace_of
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.ranks import Ranks, RanksDiffer
 from vitcache.adapters.sglang.request_items import RequestItems
-from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.vision_pipeline import VisionPipeline
-from vitcache.ring.pinned_ring import PinnedRing
 
 
 class StepCall(NamedTuple):
@@ -54,20 +53,17 @@ class ModelStep:
         The model of SGLang, or None. It is referred to weakly, if its class allows that.
     shape
         The rows of the model.
-    cache
-        The cache of its rows, from `make_cache`. The object closes it.
-    ring
-        The ring that its features pass, or None, as in `VisionPipeline`. The object closes it.
+    memory
+        The cache of its rows, and the ring that its features pass. The object closes both.
     """
 
     def __init__(
         self,
         model: Any,
         shape: StepShape,
-        cache: EmbeddingCache,
+        memory: ModelMemory,
         options: Options,
         counts: Counts,
-        ring: PinnedRing | None = None,
     ) -> None:
         self.model = _reference(model)
         self.shape = shape
@@ -75,13 +71,13 @@ class ModelStep:
         self._deepstack: Mapping[Any, bool] = {}
         self._ranks = Ranks.of_scheduler()
         self._calls = EncoderCalls(counts, shape.dtype, self._ranks)
-        self.cache = cache
-        self._ring = ring
+        self.cache = memory.cache
+        self._memory = memory
         self._pipeline = VisionPipeline(
             self._calls.encode,
             self.cache,
             namespace=namespace_of(model, shape.dtype),
-            ring=ring,
+            ring=memory.ring,
             max_rows_per_encode=max_rows_per_encode(options),
             agree=self._ranks,
         )
@@ -174,9 +170,7 @@ class ModelStep:
     def close(self) -> None:
         """Close the pipeline, the ring and the cache."""
         self._pipeline.close()
-        if self._ring is not None:
-            self._ring.close()
-        self.cache.close()
+        self._memory.close()
 
 
 def drop_frames(error: BaseException | None) -> None:

@@ -3,23 +3,25 @@
 The ranks get the same requests, but their caches differ: by their sizes, rejected rows and failures. In each
 step they agree over SGLang's own groups of attention ranks (gloo, in host memory):
 
-1. at the look-up, which items all ranks encode, and which ones failed on a rank (`Agreement.states`);
+1. at the look-up, which items all ranks encode, and which ones failed on a rank (`Agreement.states`, once
+   more if any of them failed);
 2. before each call of an encoder, which of its items a rank could not copy to the device (the same);
-3. after it, whether the call has ended alike (`Ranks.call`): rows of equal shapes, or one exception;
+3. after it, whether the call has ended alike (`Ranks.call`): rows of equal shapes, converted, or one
+   exception;
 4. after the placement of a step with a call, which items have no rows on a rank (`Ranks.share_errors`).
 
 A step without a miss on any rank has the first alone. The order of the calls is equal on all ranks:
 
 - SGLang broadcasts the requests, and its schedulers make equal batches, so all ranks run a step or none does.
-  If a rank cannot make or hash an item, the item fails, and 1. counts it. So the numbers of items in 1. are
-  equal, with one exception: one rank alone cannot make or hash one of two equal items of a step. Then all
-  ranks raise ValueError.
+  1. has one state for each place of an item in them, so the numbers of states are equal: equal items are one
+  item, but not on a rank that cannot make or hash one of them. That rank has failed, so all ranks share the
+  states once more, and all of these items fail (`RankStates.share_by_place`).
 - The items to encode, their order and their rows are results of 1., so the micro-batches are equal. Hits,
   kept rows and prefetched features of a rank change only where its rows are.
 - 2. makes the items of a call equal. 3. lets the items of a failed call be encoded one by one on all ranks or
   on none.
-- All calls but the tail of more than 62 states send one message of one size, whose first number tells the
-  kinds apart: if a rank makes another call, all ranks raise.
+- All calls but the tail of more than 62 states send one message of one size. Its first number tells 3. from
+  the others, and has their number of states: if that of a rank differs, all ranks raise.
 - An exception beside those of items leaves the step, and ends the scheduler as without vitcache. SGLang then
   ends all ranks.
 """

@@ -157,8 +157,8 @@ class Service:
             return step
         # A model that was collected can have had the same id.
         self._close([name for name, step in self._steps.items() if step.is_orphan])
-        cache, ring = self._memory_for(model, shape)
-        step = ModelStep(model, shape, cache, self._read_options(), self.counts, ring)
+        memory = self._memory_for(model, shape)
+        step = ModelStep(model, shape, memory, self._read_options(), self.counts)
         self._steps[id(model), shape] = step
         return step
 
