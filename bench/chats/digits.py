@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,3 +123,10 @@ def deal(cards: Sequence[Card], turns: int, rng: random.Random, *, ask_all: bool
     if ask_all:
         questions += rng.sample(unasked, len(unasked))
     return Chat(dealt, questions)
+
+
+def most_asked(chats: Sequence[Chat]) -> list[Card]:
+    """Return the two cards with the most questions."""
+    asked = Counter(id(chat.cards[question.card]) for chat in chats for question in chat.questions)
+    cards = {id(card): card for chat in chats for card in chat.cards}
+    return [cards[identity] for identity, _ in asked.most_common(2)]

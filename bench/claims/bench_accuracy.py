@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 if TYPE_CHECKING:  # `run_case` checks that the packages are installed before it imports digits
     from matplotlib.figure import Figure
 
-    from vitcache.bench.chats.digits import Card, Chat
+    from vitcache.bench.chats.digits import Chat
 
 NAME = "accuracy"
 CLAIMS_CPU = True
@@ -73,7 +72,7 @@ def run_case(case: AccuracyCase, recorder: Recorder, timer: Timer) -> Iterator[s
     missing = [package for package in REQUIRED if find_spec(package) is None]
     if missing:
         raise RuntimeError(f"not installed: {', '.join(missing)}; run: pip install 'vitcache[demo]'")
-    from vitcache.bench.chats.digits import deal, load_cards
+    from vitcache.bench.chats.digits import deal, load_cards, most_asked
     from vitcache.bench.chats.reader import SIZE, build_reader, teach
     from vitcache.demo.model import build_processor, share_weights
     from vitcache.demo.stock_side import StockSide
@@ -130,13 +129,6 @@ def ask(side: Any, chats: Sequence[Chat]) -> Result:
             hits += answer.hits
             encoded += answer.encoded
     return Result(answers, hits / (hits + encoded))
-
-
-def most_asked(chats: Sequence[Chat]) -> list[Card]:
-    """Return the two cards with the most questions."""
-    asked = Counter(id(chat.cards[question.card]) for chat in chats for question in chat.questions)
-    cards = {id(card): card for chat in chats for card in chat.cards}
-    return [cards[identity] for identity, _ in asked.most_common(2)]
 
 
 def swap(cache: EmbeddingCache, first: bytes, second: bytes) -> None:

@@ -154,7 +154,7 @@ CASES: dict[str, list[ChatCase]] = {
                 Chat(*size, turns, passes)
                 for size, turns, passes in zip(SIZES, TINY_TURNS, TINY_PASSES, strict=True)
             ),
-            limit=Limit(*SIZES[0], most=32, added_bytes=576 << 20),
+            limit=Limit(*SIZES[0], most=32, added_bytes=672 << 20),
         ),
         GpuChatCase(
             "chat, 8b model",

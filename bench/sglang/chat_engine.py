@@ -1,22 +1,13 @@
-"""One `Engine` of SGLang with a meter in its scheduler: `python -m vitcache.bench.sglang.chat_engine`.
-
-The arguments of the program are OPTIONS, as JSON, the folder of the model, and the file of the result.
-OPTIONS has the fields of `EngineOptions`, the type of the device, and the steps with their arguments, in
-order. The result, as JSON, has the results of the steps so far; it is written again after each part of a
-step.
-"""
+"""One `Engine` of SGLang with a meter in its scheduler."""
 
 from __future__ import annotations
 
 import json
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from vitcache.bench.sglang.chat_engines import EngineOptions
-from vitcache.terminal.result_file import replace_file
 
 
 class ChatEngine:
@@ -54,24 +45,3 @@ class ChatEngine:
     def shut_down(self) -> None:
         """End all processes of the engine."""
         self._engine.shutdown()
-
-
-def main(options: str, model: str, result: str) -> None:
-    """Run one engine."""
-    from vitcache.bench.sglang.chat_steps import STEPS
-
-    given = json.loads(options)
-    with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder  # of the sockets: the path of a socket must be short
-        engine = ChatEngine(EngineOptions(**given["engine"]), given["device_type"], model, Path(folder))
-        taken: dict[str, Any] = {}
-        try:
-            for key, name, arguments in given["steps"]:
-                for taken[key] in STEPS[name](engine, **arguments):
-                    replace_file(Path(result), json.dumps(taken))
-        finally:
-            engine.shut_down()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -38,7 +38,7 @@ def run_engine(
     given = json.dumps({"engine": asdict(options), "device_type": device_type, "steps": steps})
     arguments = [given, str(model), str(result)]
     output = run_module(
-        ["vitcache.bench.sglang.chat_engine", *arguments], variables, folder, None if may_end else 0
+        ["vitcache.bench.sglang.chat_steps", *arguments], variables, folder, None if may_end else 0
     )
     taken: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {}
     missing = [key for key, _, _ in steps if key not in taken]

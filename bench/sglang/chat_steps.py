@@ -1,19 +1,28 @@
-"""The steps that an engine of the bench `sglang_chat` takes. Each yields its result so far.
+"""The steps that an engine of the bench takes: `python -m vitcache.bench.sglang.chat_steps`.
 
-The process of an engine may end in the last step: the result is then that of its last yield.
+The arguments of the program are OPTIONS, as JSON, the folder of the model, and the file of the result.
+OPTIONS has the fields of `EngineOptions`, the type of the device, and the steps with their arguments, in
+order. Each step yields its result so far, and the program then writes the results of all steps, as JSON. So
+if the process ends in the last step, the file has the result of its last yield.
 """
 
 from __future__ import annotations
 
+import json
 import random
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from vitcache.bench.sglang.chat_engine import ChatEngine
+from vitcache.bench.sglang.chat_engines import EngineOptions
 from vitcache.demo.model import AFTER_BYTES
+from vitcache.terminal.result_file import replace_file
 
 TEXT = list(b"A picture of a chat: ")  # before each image
 QUESTION = list(b"Describe the pictures.")
@@ -56,14 +65,20 @@ def take_limit(
     """Ask about 1, 2, 4, ... up to `most` new images in one request, until memory ends.
 
     `added_bytes` limits the data that the scheduler adds from now on; None: the memory of the device ends it.
-    Yields the answers so far.
+    Before it, one request starts the threads of the scheduler, whose stacks count as data. Yields the answers
+    so far.
     """
+    engine.ask(prompt(2), [noise(*size, number) for number in (9_998, 9_999)])
     if added_bytes is not None:
         engine.limit_memory(added_bytes)
     answered: list[dict[str, Any]] = []
     count = 1
     while count <= most:
-        answer = engine.ask(prompt(count), [noise(*size, 10_000 * count + number) for number in range(count)])
+        images = [noise(*size, 10_000 * count + number) for number in range(count)]
+        try:
+            answer = engine.ask(prompt(count), images)
+        except Exception:  # vitcache ends the request; stock ends the engine, and with it this process
+            break
         if answer["errors"]:
             break
         answered.append({"count": count, **answer})
@@ -80,9 +95,8 @@ def take_answers(
     """
     from PIL import Image
 
-    from vitcache.bench.chats.digits import deal, load_cards
+    from vitcache.bench.chats.digits import deal, load_cards, most_asked
     from vitcache.bench.chats.reader import SIZE
-    from vitcache.bench.claims.bench_accuracy import most_asked
     from vitcache.demo.model import build_processor
 
     _, held_out = load_cards(build_processor(SIZE), 0)
@@ -112,5 +126,26 @@ def one_each(ids: list[int]) -> list[int]:
 
 
 STEPS: dict[str, Callable[..., Iterator[Any]]] = {
-    name.removeprefix("take_"): step for name, step in list(globals().items()) if name.startswith("take_")
+    "turns": take_turns,
+    "limit": take_limit,
+    "answers": take_answers,
 }
+
+
+def main(options: str, model: str, result: str) -> None:
+    """Run the steps of one engine."""
+    given = json.loads(options)
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder  # of the sockets: the path of a socket must be short
+        engine = ChatEngine(EngineOptions(**given["engine"]), given["device_type"], model, Path(folder))
+        taken: dict[str, Any] = {}
+        try:
+            for key, name, arguments in given["steps"]:
+                for taken[key] in STEPS[name](engine, **arguments):
+                    replace_file(Path(result), json.dumps(taken))
+        finally:
+            engine.shut_down()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

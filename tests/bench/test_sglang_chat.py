@@ -196,7 +196,7 @@ def test_limit_ends_before_the_first_request_with_an_error() -> None:
     engine = FakeEngine(most=5)
     answered = last_of(take_limit, engine, size=(4, 4), most=64, added_bytes=None)
     assert [each["count"] for each in answered] == [1, 2, 4]
-    assert engine.asked == [0, 1, 2, 4, 8]
+    assert engine.asked == [0, 2, 1, 2, 4, 8]  # two images before the limit
 
 
 def turn(number: int, images: int, ttft_ms: float) -> dict[str, Any]:

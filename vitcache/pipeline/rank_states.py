@@ -110,4 +110,9 @@ class RankStates:
 def fail_with_other_rank(step_item: StepItem) -> None:
     """Let an item fail that has failed on another rank, unless it has failed on this rank, too."""
     if step_item.state is not State.FAILED:
-        step_item.fail(RuntimeError("the item failed on another rank, whose log has the reason"))
+        step_item.fail(other_rank_error())
+
+
+def other_rank_error() -> RuntimeError:
+    """Return the cause of the failure of an item that has not failed on this rank."""
+    return RuntimeError("the item failed on another rank, whose error has the reason")

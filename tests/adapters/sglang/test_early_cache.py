@@ -16,6 +16,7 @@ from sglang_fakes.scene import Scene, Window
 from vitcache.adapters.sglang import model_memory, service, start_up
 from vitcache.adapters.sglang.early_cache import expected_shape
 from vitcache.adapters.sglang.model_cache import StepShape
+from vitcache.adapters.sglang.options import VARIABLE
 
 ATTENTION = "sglang.srt.layers.dp_attention"
 SHAPE = StepShape(HIDDEN, 0, torch.float32, torch.device("cpu"))
@@ -122,6 +123,36 @@ def test_early_cache_is_closed_if_sglang_makes_its_own_cache_again(
     assert len(made) == 2
     with pytest.raises(RuntimeError, match="closed"):
         made[0].stats()
+
+
+def test_cache_of_a_start_behind_sglangs_own_is_kept_for_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, made: list[Any]
+) -> None:
+    """Also if the process has read the counts before, which made the service."""
+    scene = Scene(monkeypatch, device_bytes=4096)
+    service.STOCK_CACHE.make(lambda size: None, 123)
+    scene.service.make_early(scene.model, SHAPE)
+    first_step(scene)
+    assert len(made) == 1
+    assert len(made[0]) == 1
+
+
+def test_later_scheduler_of_a_process_replaces_the_caches_of_the_first_one(
+    monkeypatch: pytest.MonkeyPatch, made: list[Any]
+) -> None:
+    scene = Scene(monkeypatch, device_bytes=4096)
+    scene.service.make_early(scene.model, SHAPE)
+    first_step(scene)
+    scene.service.make_early(scene.model, SHAPE)  # a scheduler that ended before its first step
+    monkeypatch.setenv(VARIABLE, '{"device_bytes": 8192}')
+    service.STOCK_CACHE.make(lambda size: None, 123)
+    scene.service.make_early(scene.model, SHAPE)
+    for cache in made[:2]:
+        with pytest.raises(RuntimeError, match="closed"):
+            cache.stats()
+    first_step(scene)
+    assert len(made) == 3
+    assert [cache.device_capacity_bytes for cache in scene.service.stats().caches] == [8192]
 
 
 def start(monkeypatch: pytest.MonkeyPatch, scene: Scene, made_by: Any) -> Any:

@@ -224,7 +224,7 @@ def test_ranks_that_share_the_items_of_a_call_get_a_limit_each(
     context: Any = ModuleType(RUNTIME_CONTEXT)
     context.get_server_args = lambda: None
     context.get_mm = lambda: SimpleNamespace(mm_enable_dp_encoder=is_shared)
-    context.get_parallel = lambda: SimpleNamespace(attn_tp_size=3, tp_size=6)
+    context.get_parallel = lambda: SimpleNamespace(attn_tp_size=3, tp_rank=0, tp_size=6)
     monkeypatch.setitem(sys.modules, RUNTIME_CONTEXT, context)
     monkeypatch.setattr(model_step.Ranks, "of_scheduler", lambda: None)  # the other ranks do not run
     monkeypatch.setattr(encoder_calls, "MAX_ROWS_PER_ENCODE", 8)

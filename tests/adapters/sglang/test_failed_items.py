@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,9 +29,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str | None]]:
     )
 
     def step(scene: Scene, *windows: Window, **values: Any) -> list[str | None]:
-        mark = {"discard_output_reason": None, "beam_group": None}
+        mark = {"discard_output_reason": None, "beam_group": None, "session": None}
         requests = [SimpleNamespace(multimodal_inputs=window.inputs, **mark) for window in windows]
-        batch = SimpleNamespace(reqs=requests, is_dllm=lambda: False)
+        batch = SimpleNamespace(reqs=requests, is_dllm=lambda: False, decoding_reqs=None)
         scheduler = SimpleNamespace(chunked_req=None)
         hooks.around_run_batch(lambda *_: scene.step(*windows, **values), scheduler, batch)
         return [request.discard_output_reason for request in requests]
@@ -128,7 +129,62 @@ class Unreadable(Exception):
 )
 def test_cause_is_one_line_that_every_process_can_read(error: Exception, text: str) -> None:
     assert cause_text(error) == text
-    assert cause_text(error).encode("utf-8").isascii() is text.isascii()
+    assert text.encode("utf-8")  # raises for a lone surrogate
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """Setting an attribute raises."""
+
+    number: int
+
+
+def chain(length: int) -> Exception:
+    """An error that was raised for another one, and so on: as retries raise it."""
+    error: Exception = OSError("first")
+    for _ in range(length):
+        try:
+            raise OSError("again") from error
+        except OSError as raised:
+            error = raised
+    return error
+
+
+def circle() -> Exception:
+    first, second = chain(1), chain(1)
+    first.__cause__, second.__cause__ = second, first
+    return first
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Frozen(1),
+        lambda: chain(2 * sys.getrecursionlimit()),
+        circle,
+        Unreadable,
+        MemoryError,
+        StopIteration,
+        lambda: ExceptionGroup("several", [chain(1), Frozen(2)]),
+    ],
+    ids=["frozen", "chain", "circle", "unreadable", "memory", "stop", "group"],
+)
+def test_error_of_any_form_ends_its_request_and_the_next_step_is_right(
+    monkeypatch: pytest.MonkeyPatch, run: Any, make: Callable[[], Exception]
+) -> None:
+    scene, bad = Scene(monkeypatch), image(1, (0, 3))
+    error = make()
+
+    def fail(rows: Any) -> Any:
+        raise error
+
+    scene.model.form = fail
+    [message] = run(scene, Window(Inputs([bad]), 0, 6), failed=[bad])
+    assert f"got none ({type(error).__name__}: " in message
+    assert error.__traceback__ is None
+    assert scene.service.stats().caches[0].entries == 0
+    scene.model.form = list
+    assert run(scene, Window(Inputs([bad]), 0, 6)) == [None]
 
 
 def test_cause_of_a_megabyte_is_shortened() -> None:

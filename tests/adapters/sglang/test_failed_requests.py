@@ -32,7 +32,9 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> None:
 def request(inputs: Any, **values: Any) -> SimpleNamespace:
     """As a `Req` that has no mark."""
     marks = {"skip_radix_cache_insert": False, "discard_output_reason": None, "to_finish": None}
-    return SimpleNamespace(**{"multimodal_inputs": inputs, "beam_group": None, **marks, **values})
+    return SimpleNamespace(
+        **{"multimodal_inputs": inputs, "beam_group": None, "session": None, **marks, **values}
+    )
 
 
 def marks(found: Any) -> tuple[Any, ...]:
@@ -44,10 +46,12 @@ def marks(found: Any) -> tuple[Any, ...]:
 UNMARKED = (False, None, None)
 
 
-def end(inputs: Any, *requests: Any, chunked: Any = None, is_dllm: bool = False) -> tuple[int, Any]:
+def end(
+    inputs: Any, *requests: Any, chunked: Any = None, is_dllm: bool = False, decoding: Any = None
+) -> tuple[int, Any]:
     """Call `end_requests` in a run of a batch. Returns its result and the request of the scheduler's mark."""
     scheduler = SimpleNamespace(chunked_req=chunked, _pending_chunked_abort_req=None)
-    batch = SimpleNamespace(reqs=list(requests), is_dllm=lambda: is_dllm)
+    batch = SimpleNamespace(reqs=list(requests), is_dllm=lambda: is_dllm, decoding_reqs=decoding)
     num_ended = hooks.around_run_batch(lambda *_: end_requests(inputs, "text"), scheduler, batch)
     return num_ended, scheduler._pending_chunked_abort_req
 
@@ -88,6 +92,13 @@ def test_requests_that_share_their_items_are_all_ended() -> None:
     both = [request(inputs), request(inputs)]
     assert end(inputs, *both) == (2, None)
     assert [marks(each) for each in both] == [(True, REASON, None)] * 2
+
+
+def test_request_that_decodes_is_not_ended_for_the_items_that_it_shares() -> None:
+    inputs = object()
+    bad, decodes = request(inputs), request(inputs)
+    assert end(inputs, bad, decodes, decoding=[decodes]) == (1, None)
+    assert [marks(each) for each in (bad, decodes)] == [(True, REASON, None), UNMARKED]
 
 
 def test_batch_of_a_diffusion_model_ends_no_request() -> None:

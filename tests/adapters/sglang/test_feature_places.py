@@ -191,7 +191,9 @@ def num_ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
     def set_number(number: int) -> None:
         name = "sglang.srt.runtime_context"
         module: Any = ModuleType(name)
-        module.get_parallel = lambda: SimpleNamespace(tp_size=number, attn_tp_size=1, attn_cp_size=1)
+        module.get_parallel = lambda: SimpleNamespace(
+            tp_rank=0, tp_size=number, attn_tp_size=1, attn_cp_size=1
+        )
         module.get_server_args = lambda: None
         module.get_mm = lambda: SimpleNamespace(mm_enable_dp_encoder=False)
         monkeypatch.setitem(sys.modules, name, module)

@@ -17,7 +17,7 @@ from vitcache import PinnedRing
 from vitcache.adapters.sglang import model_memory, service
 from vitcache.adapters.sglang.encoder_calls import max_rows_per_encode
 from vitcache.adapters.sglang.model_cache import StepShape, make_cache
-from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES, ModelMemory, make_memory
+from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES, make_memory
 from vitcache.adapters.sglang.options import Options
 from vitcache.pipeline.feature_mover import RING_BYTES
 
@@ -165,6 +165,19 @@ def test_line_says_where_the_size_is_from_and_which_bytes_are_not_reserved(
     assert text in line_of(caplog, reserved, device_bytes=device_bytes)
 
 
+@pytest.mark.parametrize("reserved", [0, 3, 256, 4096])
+@pytest.mark.parametrize("device_bytes", [1, 17, 100, 4000, 4096, 5000])
+def test_bytes_that_are_not_reserved_are_those_of_the_tier(
+    caplog: pytest.LogCaptureFixture, reserved: int, device_bytes: int
+) -> None:
+    """A tier has at least a row, and whole pages."""
+    line = line_of(caplog, reserved, device_bytes=device_bytes)
+    with make_cache(SHAPE, device_bytes, Options()) as cache:
+        unreserved = cache.stats().device_capacity_bytes - reserved
+    text = f" (device_bytes, {unreserved / MIB:.3g} MiB of it not reserved by SGLang), "
+    assert (text if unreserved > 0 else " (device_bytes), ") in line
+
+
 def test_line_shows_every_option(caplog: pytest.LogCaptureFixture) -> None:
     shape = StepShape(HIDDEN, 3, torch.bfloat16, CPU)
     options: dict[str, Any] = {
@@ -209,8 +222,7 @@ def test_start_logs_the_line_and_the_first_step_logs_none(
     assert len(caplog.records) == 1
 
 
-def test_each_default_size_is_that_of_sglang() -> None:
+def test_tier_without_a_size_or_reserved_bytes_has_the_default_of_sglang() -> None:
     memory = make_memory(None, SHAPE, 0, Options())
-    assert isinstance(memory, ModelMemory)
     assert memory.cache.stats().device_capacity_bytes == UNRESERVED_BYTES
     memory.close()

@@ -101,6 +101,27 @@ def test_step_of_hits_agrees_once_and_a_step_with_an_encode_four_times(with_rank
     assert other.calls[4:] == ["states"]
 
 
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_error_without_a_readable_text_is_compared_as_any_other(with_rank: Any, is_equal: bool) -> None:
+    def fail(rows: Any) -> Any:
+        raise Unreadable
+
+    other, step = OtherRank(is_equal=is_equal), window(1)
+    scene = with_rank(other, Model(form=fail))
+    if is_equal:
+        scene.step(step, failed=step.inputs.mm_items)
+    else:
+        with pytest.raises(RuntimeError, match=r"raised Unreadable: .* ended differently"):
+            scene.step(step)
+    assert other.calls[:3] == ["states", "states", "are_equal"]
+    assert other.timeouts == [ranks.RAISED_WAIT]
+
+
 def test_item_that_fails_on_another_rank_behind_the_placement_is_zero_here(with_rank: Any) -> None:
     for levels in (0, 2):
         scene = with_rank(OtherRank(False, True), Model(levels))

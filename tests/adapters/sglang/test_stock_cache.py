@@ -57,6 +57,14 @@ def test_restore_gives_the_size_once_and_is_no_new_generation(schedule: Any) -> 
     assert cache.reserved_bytes == 500
 
 
+def test_size_below_0_reserves_nothing_and_is_the_restored_one(schedule: Any) -> None:
+    cache = StockCache()
+    cache.make(schedule.init_mm_embedding_cache, -(1 << 20))
+    assert cache.reserved_bytes == 0
+    cache.restore()
+    assert schedule.embedding_cache.max_size == -(1 << 20)
+
+
 def test_second_make_is_a_new_generation_and_can_be_restored(schedule: Any) -> None:
     cache = StockCache()
     cache.make(schedule.init_mm_embedding_cache, 500)

@@ -33,6 +33,7 @@ class PrintedServer(Server):
     def __init__(self, pool: Pool, code: str) -> None:
         super().__init__(pool.python, pool.model("qwen3"), pool.folder, "printed", ["vitcache"])
         start, flags = self._command[:1], self._command[4:]
+        flags[flags.index("--mem-fraction-static") + 1] = "0.9"  # the printed size of the cache is reserved
         script = pool.folder / "printed/sglang"
         script.parent.mkdir(exist_ok=True)
         script.write_text(f'#!/bin/sh\nexec {shlex.join(start)} "$@" {shlex.join(flags)}\n')

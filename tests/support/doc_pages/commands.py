@@ -18,7 +18,10 @@ from vitcache.adapters.vllm import plugin
 from vitcache.adapters.vllm.start_up import MANAGERS
 
 PROJECT = "https://github.com/vitcache/vitcache"
-ENDPOINTS = ("/metrics", "/reset_encoder_cache", "/v1/chat/completions")
+ENDPOINTS = (
+    *("/metrics", "/reset_encoder_cache", "/v1/chat/completions"),  # of vLLM
+    *("/server_info", "/flush_cache?timeout=10", "/update_weights_from_disk"),  # of SGLang
+)
 
 
 def check_command(words: list[str]) -> str:
@@ -49,7 +52,10 @@ def check_vitcache(arguments: list[str]) -> str:
 
 
 def check_python(arguments: list[str]) -> str:
-    """A module of `python -m`, or a file."""
+    """A module of `python -m`, the code of `python -c`, or a file."""
+    if arguments[0] == "-c":
+        compile(arguments[1], "-c", "exec")
+        return ""
     if arguments[0] != "-m":
         return "" if (ROOT / arguments[0]).is_file() else f"no file {arguments[0]}"
     module, *rest = arguments[1:]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
-from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
+from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT, parallel_value
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.ranks import Ranks
 from vitcache.pipeline.items import Item
@@ -29,7 +29,7 @@ def num_encoder_ranks() -> int:
         is_shared = context is not None and context.get_mm().mm_enable_dp_encoder
     except ValueError:  # the process has no configuration of SGLang
         is_shared = False
-    return int(context.get_parallel().attn_tp_size) if context is not None and is_shared else 1
+    return int(parallel_value("attn_tp_size", 1)) if is_shared else 1
 
 
 def max_rows_per_encode(options: Options) -> int:

@@ -14,16 +14,21 @@ RUNTIME_CONTEXT = "sglang.srt.runtime_context"
 DP_ATTENTION = "sglang.srt.layers.dp_attention"
 
 
-def tensor_parallel_rank() -> tuple[int, int]:
-    """Return the tensor parallel rank of this process and the number of ranks, ``(0, 1)`` if none is set."""
+def parallel_value(name: str, default: Any) -> Any:
+    """Return a value of SGLang's parallel configuration, such as ``tp_size``.
+
+    `default`: the process has no configuration of SGLang, or none that has this value yet.
+
+    Raises
+    ------
+    AttributeError
+        If SGLang knows no value of this name.
+    """
     context = sys.modules.get(RUNTIME_CONTEXT)
-    if context is None:
-        return 0, 1
-    parallel = context.get_parallel()
     try:
-        return parallel.tp_rank, parallel.tp_size
-    except (AttributeError, RuntimeError, ValueError):
-        return 0, 1
+        return default if context is None else getattr(context.get_parallel(), name)
+    except (ValueError, RuntimeError):
+        return default
 
 
 def server_arguments() -> Any:

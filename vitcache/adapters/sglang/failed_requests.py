@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
-from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT, SCHEDULE_BATCH
+from vitcache.adapters.sglang.engine_modules import SCHEDULE_BATCH, parallel_value
 
 # The scheduler and the `ScheduleBatch` of the running `Scheduler.run_batch`, or None outside of it.
 RUN: ContextVar[tuple[Any, Any] | None] = ContextVar("vitcache.run", default=None)
@@ -39,13 +39,17 @@ def end_requests(inputs: Any, message: str) -> int:
     if run is None:
         return 0
     scheduler, batch = run
-    if batch.is_dllm() or _num_stages() > 1:
+    if batch.is_dllm() or parallel_value("pp_size", 1) > 1:
         return 0
+    # The turns of a session can share their items. One that decodes is behind them, and its output is right.
+    decoding = set(map(id, batch.decoding_reqs or ()))
     requests = [
         request
         for request in batch.reqs
         # A version of SGLang that was not tested may not have the mark.
-        if request.multimodal_inputs is inputs and hasattr(request, "discard_output_reason")
+        if request.multimodal_inputs is inputs
+        and id(request) not in decoding
+        and hasattr(request, "discard_output_reason")
     ]
     for request in requests:
         _end(scheduler, request, message)
@@ -58,6 +62,7 @@ def _end(scheduler: Any, request: Any, message: str) -> None:
         message, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"
     )
     request.skip_radix_cache_insert = True
+    _keep_items(request)
     is_chunked = scheduler.chunked_req is request
     if request.beam_group is not None and not is_chunked:
         # The step has already made the members of the group, and `discard_output_reason` would not free them.
@@ -68,10 +73,17 @@ def _end(scheduler: Any, request: Any, message: str) -> None:
         scheduler._pending_chunked_abort_req = request
 
 
-def _num_stages() -> int:
-    """Return the number of pipeline stages of the engine."""
-    context = sys.modules.get(RUNTIME_CONTEXT)
-    try:
-        return 1 if context is None else int(context.get_parallel().pp_size)
-    except ValueError:  # the process has no configuration of SGLang
-        return 1
+def _keep_items(request: Any) -> None:
+    """Let a turn of a session keep its items, so that a turn that continues it encodes them again.
+
+    SGLang releases the items of an aborted turn, but not the ids of their placeholders. In the next turn, it
+    would look them up in the table of text tokens, and the engine would end. A streaming session continues
+    the last turn that was answered.
+    """
+    session = request.session
+    if session is not None and not session.streaming:
+        request.release_mm_inputs_on_abort = _release_nothing  # they are released with the session
+
+
+def _release_nothing() -> None:
+    """In place of `Req.release_mm_inputs_on_abort`."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE, MM_UTILS, RUNTIME_CONTEXT
+from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE, MM_UTILS, parallel_value
 from vitcache.placement.spans import Span
 
 # In `model_specific_data`. The first is an event behind an encoder's own copy of the feature to host memory.
@@ -62,8 +62,7 @@ def can_be_opened(source: Any) -> bool:
 
     With one tensor parallel rank, the encoder would do so. With several ranks, each feature is for one rank.
     """
-    context = sys.modules.get(RUNTIME_CONTEXT)
-    return can_be_borrowed(source) and context is not None and context.get_parallel().tp_size == 1
+    return can_be_borrowed(source) and bool(parallel_value("tp_size", None) == 1)
 
 
 def open_feature(source: Any, device: torch.device) -> None:

@@ -6,7 +6,7 @@ import logging
 from typing import Any, NamedTuple
 
 from vitcache.adapters.sglang.encoder_calls import max_rows_per_encode
-from vitcache.adapters.sglang.engine_modules import tensor_parallel_rank
+from vitcache.adapters.sglang.engine_modules import parallel_value
 from vitcache.adapters.sglang.feature_places import encoder_moves
 from vitcache.adapters.sglang.model_cache import StepShape, make_cache
 from vitcache.adapters.sglang.options import Options
@@ -50,6 +50,10 @@ def make_memory(model: Any, shape: StepShape, reserved_bytes: int, options: Opti
     """
     device_bytes, source = _device_bytes(options, reserved_bytes)
     cache = make_cache(shape, device_bytes, options)
+    # Of the pages that the tier has: it has at least one row, and no part of a page.
+    unreserved_bytes = cache.stats().device_capacity_bytes - reserved_bytes
+    if unreserved_bytes > 0:
+        source += f", {_mib(unreserved_bytes)} of it not reserved by SGLang"
     try:
         memory = ModelMemory(cache, _make_ring(model, shape, options))
     except BaseException:
@@ -62,14 +66,10 @@ def make_memory(model: Any, shape: StepShape, reserved_bytes: int, options: Opti
 def _device_bytes(options: Options, reserved_bytes: int) -> tuple[int, str]:
     """Return the size of the device tier, and a text that says where the number is from."""
     if options.device_bytes is not None:
-        num_bytes, source = options.device_bytes, "device_bytes"
-    elif reserved_bytes:
-        num_bytes, source = reserved_bytes, "SGLANG_VLM_CACHE_SIZE_MB"
-    else:
-        num_bytes, source = UNRESERVED_BYTES, "default"
-    if num_bytes > reserved_bytes:
-        source += f", {_mib(num_bytes - reserved_bytes)} of it not reserved by SGLang"
-    return num_bytes, source
+        return options.device_bytes, "device_bytes"
+    if reserved_bytes:
+        return reserved_bytes, "SGLANG_VLM_CACHE_SIZE_MB"
+    return UNRESERVED_BYTES, "default"
 
 
 def _make_ring(model: Any, shape: StepShape, options: Options) -> PinnedRing | None:
@@ -80,11 +80,7 @@ def _make_ring(model: Any, shape: StepShape, options: Options) -> PinnedRing | N
             return None
         num_bytes = RING_BYTES
     try:
-        return PinnedRing(
-            num_bytes,
-            backend="cuda" if is_cuda else "host",
-            device=shape.device,
-        )
+        return PinnedRing(num_bytes, backend="cuda" if is_cuda else "host", device=shape.device)
     except MemoryError as error:
         raise MemoryError(f"ring_bytes is {num_bytes}: {error}") from error
 
@@ -98,7 +94,6 @@ def _moves_features(model: Any) -> bool:
 
 def _log(model: Any, shape: StepShape, memory: ModelMemory, source: str, options: Options) -> None:
     cache, sizes = memory.cache, memory.cache.stats()
-    rank, num_ranks = tensor_parallel_rank()
     logger.info(
         "vitcache keeps the rows of %s: %s on %s (%s), %s in host memory, pages of %d rows of %d elements "
         "of %s, %d deepstack levels, policy %s, at most %d rows per encode, ring of %s, tensor parallel rank "
@@ -115,8 +110,8 @@ def _log(model: Any, shape: StepShape, memory: ModelMemory, source: str, options
         options.policy,
         max_rows_per_encode(options),
         _mib(0 if memory.ring is None else memory.ring.capacity_bytes),
-        rank,
-        num_ranks,
+        parallel_value("tp_rank", 0),
+        parallel_value("tp_size", 1),
         str(options.trust_engine_hash).lower(),
     )
 

@@ -185,10 +185,13 @@ def drop_frames(error: BaseException | None) -> None:
     Their frames refer to the features of the step, and to the error: a cycle, which would keep the features
     in memory until the next garbage collection.
     """
-    while error is not None and error.__traceback__ is not None:
-        error.__traceback__ = None
-        drop_frames(error.__cause__)
-        error = error.__context__
+    waiting = [error]
+    while waiting:  # a long chain, such as that of retries, would be too deep for a recursion
+        error = waiting.pop()
+        if error is not None and error.__traceback__ is not None:
+            # The class of the error may forbid to set attributes, as that of a frozen dataclass does.
+            BaseException.with_traceback(error, None)
+            waiting += [error.__cause__, error.__context__]
 
 
 def _reference(model: Any) -> Callable[[], Any]:

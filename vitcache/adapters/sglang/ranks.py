@@ -28,7 +28,6 @@ A step without a miss on any rank has the first alone. The order of the calls is
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from traceback import walk_tb
@@ -39,10 +38,10 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.agreement import Agreement
-from vitcache.adapters.sglang.engine_modules import RUNTIME_CONTEXT
+from vitcache.adapters.sglang.engine_modules import parallel_value
 from vitcache.adapters.sglang.failed_items import cause_text
 from vitcache.pipeline.items import Chunk
-from vitcache.pipeline.rank_states import RankState
+from vitcache.pipeline.rank_states import RankState, other_rank_error
 from vitcache.pipeline.results import ItemError
 from vitcache.placement.spans import clip_spans
 
@@ -162,19 +161,11 @@ def attention_groups() -> list[Any]:
     The schedulers of one attention data parallel rank share their batches. They are the product of its tensor
     and its context parallel ranks.
     """
-    context = sys.modules.get(RUNTIME_CONTEXT)
-    if context is None:
-        return []
-    parallel = context.get_parallel()
-    groups = []
-    for name in ("attn_tp", "attn_cp"):
-        try:
-            size = getattr(parallel, f"{name}_size")
-        except (ValueError, RuntimeError):  # the process has no configuration of SGLang
-            continue
-        if size > 1:
-            groups.append(getattr(parallel, f"{name}_group").cpu_group)
-    return groups
+    return [
+        parallel_value(f"{name}_group", None).cpu_group
+        for name in ("attn_tp", "attn_cp")
+        if parallel_value(f"{name}_size", 1) > 1
+    ]
 
 
 def end_of_rows(found: Any) -> tuple[Any, ...]:
@@ -196,8 +187,7 @@ def end_of_error(error: Exception) -> tuple[Any, ...]:
 
 
 def _other_error(chunk: int, item: int, each: Chunk) -> ItemError:
-    cause = RuntimeError("the item failed on another rank, whose log has the reason")
-    return ItemError(chunk, item, each.items[item].num_rows, None, cause)
+    return ItemError(chunk, item, each.items[item].num_rows, None, other_rank_error())
 
 
 def _zero_rows(chunk: Chunk, item: int, inputs_embeds: Tensor, deepstack: Tensor | None) -> None:

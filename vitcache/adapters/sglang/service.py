@@ -36,13 +36,17 @@ class Service:
     def make_early(self, model: Any, shape: StepShape) -> None:
         """Allocate the memory of the first step now, when a scheduler starts.
 
-        If the first step has another shape, its memory replaces this one.
+        If the first step has another shape, its memory replaces this one, as does that of a later scheduler.
 
         Raises
         ------
         MemoryError
             As `make_memory`.
         """
+        # Also those of an earlier scheduler of this process: its cache of SGLang was replaced.
+        if self._generation != STOCK_CACHE.generation:
+            self._close_replaced()
+        self._close_early()
         self._early = shape, self._make_memory(model, shape)
 
     def embed(
@@ -146,13 +150,8 @@ class Service:
 
     def _step_of(self, model: Any, shape: StepShape) -> ModelStep:
         """Return the steps of a model. The first step of a model makes its cache."""
-        if self._generation != STOCK_CACHE.generation:  # its cache may have another size now
-            self._generation = STOCK_CACHE.generation
-            self._options = None  # the operator may have changed them
-            self._close(list(self._steps))
-            if self._early is not None:
-                self._early[1].close()
-                self._early = None
+        if self._generation != STOCK_CACHE.generation:
+            self._close_replaced()
         step = self._steps.get((id(model), shape))
         if step is not None and step.model() is model:
             return step
@@ -163,13 +162,25 @@ class Service:
         self._steps[id(model), shape] = step
         return step
 
-    def _memory_for(self, model: Any, shape: StepShape) -> ModelMemory:
-        """Return the memory of `make_early`, once, or new memory. That of another shape is closed first."""
+    def _close_replaced(self) -> None:
+        """Close all caches: SGLang has made its own one again, which may have another size now."""
+        self._generation = STOCK_CACHE.generation
+        self._options = None  # the operator may have changed them
+        self._close(list(self._steps))
+        self._close_early()
+
+    def _close_early(self) -> None:
         early, self._early = self._early, None
         if early is not None:
-            if early[0] == shape:
-                return early[1]
             early[1].close()
+
+    def _memory_for(self, model: Any, shape: StepShape) -> ModelMemory:
+        """Return the memory of `make_early`, once, or new memory. That of another shape is closed first."""
+        early = self._early
+        if early is not None and early[0] == shape:
+            self._early = None
+            return early[1]
+        self._close_early()
         return self._make_memory(model, shape)
 
     def _make_memory(self, model: Any, shape: StepShape) -> ModelMemory:

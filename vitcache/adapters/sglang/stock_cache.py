@@ -65,8 +65,11 @@ class StockCache:
 
     @property
     def reserved_bytes(self) -> int:
-        """The bytes that SGLang has reserved for embeddings; 0: none, or not known."""
-        return self._reserved_bytes
+        """The bytes that SGLang has reserved for embeddings; 0: none, or not known.
+
+        SGLang accepts a size below 0, and has no cache then.
+        """
+        return max(0, self._reserved_bytes)
 
 
 def _current() -> Any:
