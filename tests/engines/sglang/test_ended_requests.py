@@ -111,7 +111,7 @@ def test_turn_that_continues_an_ended_one_has_its_items() -> None:
     assert [item.feature is None for item in inputs.mm_items] == [False]
 
 
-def test_turn_of_a_streaming_session_releases_its_items_and_the_next_one_continues_the_one_before() -> None:
+def test_ended_turn_of_a_streaming_session_is_left_out_of_the_next_one() -> None:
     session = Session(100, "session", streaming=True)
     session.finish_req(turn(session, "first"))
     bad = turn(session, "bad")
