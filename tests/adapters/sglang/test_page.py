@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from sglang_page import count_table, reason_table, size_table
+from vllm_page import ITEMSIZE, MODELS, SIZES
 
 from vitcache.adapters.sglang import model_cache, model_memory, start_up
 from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES
@@ -82,6 +83,15 @@ def test_page_has_the_sizes_outside_of_the_tiers() -> None:
     fewest = model_cache.MOST_PAGE_ROWS * model_cache.FEWEST_PAGES
     assert f"A tier of less than {fewest:,} rows has smaller pages" in PAGE
     assert [model_cache.page_rows(rows) for rows in (fewest - 1, fewest)] == [8, 16]
+
+
+def test_page_names_images_that_are_larger_than_the_default_tier() -> None:
+    [model] = [model for model in MODELS if model.name == "Qwen3-VL-8B-Instruct"]
+    sizes = [f"{width}x{height}" for width, height in SIZES]
+    num_bytes = [model.num_rows(*size) * model.row_width * ITEMSIZE for size in SIZES]
+    larger = [size for size, each in zip(sizes, num_bytes, strict=True) if each > UNRESERVED_BYTES]
+    assert larger == ["2560x1440"]
+    assert f"default of 100 MiB, those are images of {larger[0]} pixels" in PAGE
 
 
 def test_page_names_every_hooked_call_that_changes_weights() -> None:
