@@ -129,6 +129,8 @@ OTHER_WRITES = {
     "bench/engines/model_folder.py": 1,
     "bench/harness/result_lines.py": 2,
     "bench/harness/timeline.py": 1,
+    "bench/sglang/chat_models.py": 1,
+    "bench/sglang/meter.py": 4,
     "bench/traffic/known_models.py": 1,
     "vitcache/demo/__init__.py": 1,
     "vitcache/terminal/result_file.py": 2,
