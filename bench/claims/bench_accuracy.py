@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from vitcache.bench.chats.lessons import CARDS_PER_STEP, DECKS, LESSONS
 from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
@@ -55,7 +56,7 @@ class AccuracyCase:
 
 
 CASES = {
-    "full": [AccuracyCase(100, 4, 90, 6, ((300, 1), (300, 2), (400, 4)), cards_per_step=64, target=0.9)],
+    "full": [AccuracyCase(100, 4, 90, DECKS, LESSONS, CARDS_PER_STEP, target=0.9)],
     "smoke": [AccuracyCase(12, 2, 8, 1, ((60, 1),), cards_per_step=32, target=None)],
 }
 

@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,39 +72,48 @@ def add_to_json(path: Path, **values: Any) -> None:
 
 def make_model(size: str, folder: Path) -> None:
     """Write the model. The folder appears when it is complete."""
+    from vitcache.demo.model import AFTER_BYTES, SIZES
+
+    with complete(folder) as part:
+        write_tokenizer(part)
+        write_processors(part)
+        if size == WITH_WEIGHTS:
+            write_weights(SIZES[size], WEIGHT_DEVIATION, part)
+        else:
+            write_config(replace(SIZES[size], special_tokens=AFTER_BYTES), part)
+
+
+@contextmanager
+def complete(folder: Path) -> Iterator[Path]:
+    """Make a new folder beside `folder` for its files, and put it in the place of `folder` at the end."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    write_tokenizer(part)
-    write_processors(part)
-    if size == WITH_WEIGHTS:
-        write_weights(size, part)
-    else:
-        write_config(size, part)
+    yield part
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
 
-def write_weights(size: str, folder: Path) -> None:
-    """Write random weights that are large enough for images to change the tokens."""
+def write_weights(size: Any, deviation: float, folder: Path) -> None:
+    """Write random weights of a `Size` of the demo. `deviation`: large enough for images to change tokens."""
     import torch
 
-    from vitcache.demo.model import SIZES, build_model
+    from vitcache.demo.model import build_model
 
-    model = build_model(SIZES[size], torch.device("cpu")).bfloat16()
+    model = build_model(size, torch.device("cpu")).bfloat16()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, WEIGHT_DEVIATION)
+                parameter.normal_(0, deviation)
     model.save_pretrained(folder)
 
 
-def write_config(size: str, folder: Path) -> None:
-    """Write only the configuration, with the special tokens of the tokenizer."""
-    from vitcache.demo.model import AFTER_BYTES, SIZES, make_config
+def write_config(size: Any, folder: Path) -> None:
+    """Write only the configuration of a `Size`, which has the special tokens of the tokenizer."""
+    from vitcache.demo.model import make_config
 
-    config = make_config(replace(SIZES[size], special_tokens=AFTER_BYTES))
+    config = make_config(size)
     config.architectures = ["Qwen3VLForConditionalGeneration"]
     config.save_pretrained(folder)
 

@@ -12,19 +12,21 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitcache.bench.engines.model_folder import add_to_json, write_tokenizer
+from vitcache.bench.chats.lessons import CARDS_PER_STEP, DECKS, LESSONS
+from vitcache.bench.engines.model_folder import (
+    add_to_json,
+    complete,
+    write_config,
+    write_tokenizer,
+    write_weights,
+)
 
 WEIGHT_DEVIATION = 0.15  # with the usual 0.02, the images would hardly change the logits
-LESSONS = ((300, 1), (300, 2), (400, 4))  # those of the bench `accuracy`
-DECKS = 6
-CARDS_PER_STEP = 64
 
 
 def tiny_size() -> Any:
@@ -81,38 +83,24 @@ def size_of(name: str) -> Any:
 
 def make_model(name: str, folder: Path) -> None:
     """Write the model. The folder appears when it is complete."""
-    from vitcache.demo.model import build_model, make_config, processor_settings
+    from vitcache.demo.model import processor_settings
 
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     size = size_of(name)
-    if name == "8b":
-        config = make_config(size)
-        config.architectures = ["Qwen3VLForConditionalGeneration"]
-        config.save_pretrained(part)
-    elif name == "tiny":
-        import torch
-
-        model = build_model(size, torch.device("cpu"))
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(0, WEIGHT_DEVIATION)
-        model.save_pretrained(part)
-    else:
-        trained(LESSONS if name == "reader" else ((1, 1),)).save_pretrained(part)
-    interleave_positions(part / "config.json")
-    write_tokenizer(part)
-    for file, processor in (
-        ("preprocessor_config", {"image_processor_type": "Qwen2VLImageProcessorFast"}),
-        ("video_preprocessor_config", {"video_processor_type": "Qwen3VLVideoProcessor"}),
-    ):
-        settings = processor_settings(size)
-        add_to_json(part / f"{file}.json", **settings, **processor, processor_class="Qwen3VLProcessor")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with complete(folder) as part:
+        if name == "8b":
+            write_config(size, part)
+        elif name == "tiny":
+            write_weights(size, WEIGHT_DEVIATION, part)
+        else:
+            trained(LESSONS if name == "reader" else ((1, 1),)).save_pretrained(part)
+        interleave_positions(part / "config.json")
+        write_tokenizer(part)
+        for file, processor in (
+            ("preprocessor_config", {"image_processor_type": "Qwen2VLImageProcessorFast"}),
+            ("video_preprocessor_config", {"video_processor_type": "Qwen3VLVideoProcessor"}),
+        ):
+            settings = processor_settings(size)
+            add_to_json(part / f"{file}.json", **settings, **processor, processor_class="Qwen3VLProcessor")
 
 
 def interleave_positions(config: Path) -> None:

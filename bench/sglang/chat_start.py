@@ -15,7 +15,13 @@ from vitcache.bench.sglang.meter import write_plug_in
 
 Step = tuple[str, str, dict[str, Any]]  # the key of the result, the name of the step, and its arguments
 # The programs that make a model.
-SOURCES = ("sglang/chat_models.py", "engines/model_folder.py", "chats/digits.py", "chats/reader.py")
+SOURCES = (
+    "sglang/chat_models.py",
+    "engines/model_folder.py",
+    "chats/digits.py",
+    "chats/reader.py",
+    "chats/lessons.py",
+)
 
 
 def run_engine(

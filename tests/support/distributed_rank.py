@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 from caches import make_cache
 from pipeline_scene import HIDDEN, encode_one, expected, feature, make_ids, make_weight
-from ranks import end_rank
+from ranks import end_rank, run_rank
 from torch import distributed
 
 from vitcache import Chunk, Item, Span, VisionPipeline
@@ -105,10 +103,4 @@ def main(mode: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        # The threads of gloo run on: the destructors of an ordinary exit sometimes abort the process then.
-        os._exit(1)
+    run_rank(main)

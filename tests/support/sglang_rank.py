@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import random
-import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from hang_guard import end_if_it_hangs
+from ranks import run_rank
 from sglang.srt.managers import mm_schedule
 from sglang_scene.language_model import LanguageModel
 from sglang_scene.plugin import plugged, stock
@@ -235,10 +234,5 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+    run_rank(main)
     os._exit(0)  # the groups are broken at the end
