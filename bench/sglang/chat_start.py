@@ -11,9 +11,10 @@ from typing import Any
 from vitcache.bench.engines.start import EngineFailed, run_module
 from vitcache.bench.harness.record import ROOT
 from vitcache.bench.sglang.chat_engines import METER, PLUG_INS, EngineOptions
-from vitcache.bench.sglang.meter import write_plug_in
+from vitcache.bench.sglang.plug_ins import write_package
 
 Step = tuple[str, str, dict[str, Any]]  # the key of the result, the name of the step, and its arguments
+METERS = {METER: "vitcache.bench.sglang.meter:register"}  # the entry points of the package that engines get
 # The programs that make a model.
 SOURCES = (
     "sglang/chat_models.py",
@@ -37,7 +38,7 @@ def run_engine(
         If the process fails, or a step has no result.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_plug_in(folder / PLUG_INS, METER)
+    write_package(folder / PLUG_INS, METER, METERS)
     variables = options.variables(folder, device_type)
     model, result = make_model(options.model, folder, variables), folder / "result.json"
     result.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """A plug-in of SGLang for the bench `sglang_chat`: it measures the steps of a scheduler from inside.
 
-SGLang loads it in each of its processes, by the entry point that `write_plug_in` writes. Only in the process
+SGLang loads it in each of its processes, by the entry point that `chat_start` writes. Only in the process
 of a scheduler it does something: it adds the methods of `Meter` to the class, for `Engine.collective_rpc`.
 """
 
@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-GROUP = "sglang.srt.plugins"  # of entry points
 SCHEDULER = "sglang.srt.managers.scheduler"
 ATTENTION = "sglang.srt.layers.attention.vision"
 STATS = "vitcache.adapters.sglang.service"
@@ -26,14 +25,6 @@ def register() -> None:
     module.Scheduler.bench_start = lambda scheduler: setattr(scheduler, "bench_meter", Meter(scheduler))
     module.Scheduler.bench_take = lambda scheduler, path: scheduler.bench_meter.take(Path(path))
     module.Scheduler.bench_limit = lambda scheduler, num_bytes: limit_memory(num_bytes)
-
-
-def write_plug_in(folder: Path, name: str) -> None:
-    """Write the metadata of a package into `folder` whose entry point `name` is `register`."""
-    package = folder / f"{name}-1.dist-info"
-    package.mkdir(parents=True, exist_ok=True)
-    (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-    (package / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {__name__}:register\n")
 
 
 class Meter:

@@ -32,7 +32,9 @@ from vitcache.bench.sglang.chat_engines import (
     EngineOptions,
 )
 from vitcache.bench.sglang.chat_models import interleave_positions, size_of
+from vitcache.bench.sglang.chat_start import METERS
 from vitcache.bench.sglang.chat_steps import IMAGE, one_each, prompt, take_limit, take_turns
+from vitcache.bench.sglang.plug_ins import write_package
 
 DEVICE = torch.device(CPU)
 OPTIONS = EngineOptions(
@@ -121,7 +123,7 @@ def test_config_of_a_model_gets_the_option_of_interleaved_positions(tmp_path: Pa
 
 
 def test_written_plug_in_is_an_entry_point_that_exists(tmp_path: Path) -> None:
-    meter.write_plug_in(tmp_path, METER)
+    write_package(tmp_path, METER, METERS)
     [package] = distributions(path=[str(tmp_path)])
     [point] = package.entry_points
     assert (point.group, point.name, point.load()) == ("sglang.srt.plugins", METER, meter.register)

@@ -14,7 +14,9 @@ from engine_runner.pytest_full import FullRun
 from engine_runner.pytest_full import pytest_addoption as pytest_addoption  # a hook of this file
 from engine_runner.pytest_pool import say, use_pool
 from sglang_runner.cases import CASES, environment
-from sglang_runner.plug_ins import PLUG_INS, PROBES, write_package
+from sglang_runner.plug_ins import PLUG_INS, PROBES
+
+from vitcache.bench.sglang.plug_ins import write_package
 
 if TYPE_CHECKING:
     from sglang_runner.server import Server

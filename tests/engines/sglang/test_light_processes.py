@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_runner.plug_ins import GROUP, write_package
 
 import vitcache
+from vitcache.bench.sglang.plug_ins import GROUP, write_package
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 300
