@@ -50,6 +50,7 @@ ORDER = (
         "keys",
         "ring",
         "pages",
+        "tiers",
         "triton_kernels",
         "placement",
         "cache",
