@@ -52,7 +52,7 @@ class FetchOutcome(Enum):
     """The result of one fetch. Only after HIT may the parts be read."""
 
     HIT = auto()  # the parts contain the rows, and their checksum was right
-    MISS = auto()  # the tier has no such entry
+    MISS = auto()  # the tier does not have the entry
     DAMAGED = auto()  # the entry was there and did not match its header; the tier has dropped it
     UNSAFE = auto()  # the tier may still write the parts, until its `close` has returned
 
