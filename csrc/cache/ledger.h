@@ -208,6 +208,7 @@ class Ledger {
   void reclaim(const Tier& tier, std::int64_t count);
   void reclaim_one();
   void reclaim_all();
+  bool remove(const Key& key);
   void drop(const Key& key);
   void count_eviction(const Key& key);
   void free(const EntryPtr& entry);
