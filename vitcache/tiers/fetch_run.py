@@ -48,12 +48,14 @@ class _FetchRun:
         self._counts = counts
         self._must_recycle = False
         self._passed: set[Wanted] = set()
+        self._names: dict[Wanted, EntryName] = {}
 
     def find(self, wanted: list[Wanted]) -> list[Wanted]:
         """Return the entries that the tier probably has, and pass the other ones on."""
         try:
             known = [each for each in wanted if not self._owes(each)]
-            exist = self._engine.tier.exists([self._name(each) for each in known])
+            self._names = {each: self._name(each) for each in known}
+            exist = self._engine.tier.exists(list(self._names.values())) if known else []
             found = [each for each, exists in zip(known, exist, strict=True) if exists]
         except BaseException as error:
             self._fail("exists", error)
@@ -76,7 +78,7 @@ class _FetchRun:
                 wanted.finish()
             else:
                 reserved.append((wanted, rows.reservation))
-                transfers.append(Transfer(self._name(wanted), rows.parts))
+                transfers.append(Transfer(self._names[wanted], rows.parts))
         if not transfers:
             return True
         try:
@@ -121,7 +123,7 @@ class _FetchRun:
 
     def _insert(self, wanted: Wanted, reservation: Reservation) -> None:
         self._counts.add("hits")
-        self._counts.add("fetched_bytes", self._name(wanted).num_bytes)
+        self._counts.add("fetched_bytes", self._names[wanted].num_bytes)
         try:
             self._books.insert(wanted, reservation)
         finally:
@@ -129,7 +131,7 @@ class _FetchRun:
 
     def _hold(self, wanted: Wanted, reservation: Reservation) -> None:
         self._must_recycle = True
-        self._engine.hold(reservation.cancel, self._name(wanted).num_bytes)
+        self._engine.hold(reservation.cancel, self._names[wanted].num_bytes)
 
     def _fail(self, call: str, error: object) -> None:
         self.has_failed = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -84,16 +84,15 @@ class JobQueue:
         finally:
             self.wake.put(None)
 
-    def take(self, is_running: Callable[[], bool]) -> _Job | None:
-        """Return the next job, or None. Without `is_running`, fetches and stores stay.
-
-        A fetch stays in `fetches` until the worker removes it.
-        """
+    def take(self) -> _Job | None:
+        """Return the next job, or None. A fetch stays in `fetches` until the worker removes it."""
         for jobs in (self._urgent, self._waiting, self._stores):
-            if jobs and (jobs is self._urgent or is_running()):
+            try:
                 job: _Job = jobs.popleft()
-                if isinstance(job, StoreJob):
-                    with self._lock:
-                        self._store_bytes -= job.num_bytes
-                return job
+            except IndexError:
+                continue
+            if isinstance(job, StoreJob):
+                with self._lock:
+                    self._store_bytes -= job.num_bytes
+            return job
         return None
