@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 
 import torch
@@ -25,9 +26,9 @@ REVOKE_S = 1.0
 
 
 class LowerTiers:
-    """The tiers of one cache, the nearest first. Any thread may call any method; a hit of the cache calls none.
+    """The tiers of one cache, the nearest first. Any thread may call any method; a hit calls none.
 
-    `begin_fetch`, `discard` and `drop` never wait. No lock is held while a tier is called: only the workers'
+    `begin_fetch` and `discard` never wait. No lock is held while a tier is called: only the workers'
     threads call tiers.
 
     Parameters
@@ -54,8 +55,9 @@ class LowerTiers:
         self._dtype = dtype
         self._fetch_timeout_s = fetch_timeout_s
         self._current = CurrentWeights(Weights(weights_name, dtype, self._ledger.epoch))
-        self._to_revoke: list[Weights] = []
+        self._to_revoke: dict[Weights, None] = {}
         self._wanted: dict[WantedName, Wanted] = {}
+        self._is_closed = False
         self._changing = new_lock()  # held while the epoch and the weights change
         assert isinstance(write_back.queue_bytes, int)
         self._workers: list[TierWorker] = []
@@ -78,8 +80,9 @@ class LowerTiers:
 
         `tenant` is a digest. `timeout_s`: seconds that the caller will wait; a tier is not late earlier.
         """
+        self._ledger.check_open()
         limit = self._fetch_timeout_s if timeout_s is None else timeout_s
-        fetch = Fetch(keys, [], monotonic() + limit, self._ledger, self.note_late)
+        fetch = Fetch(keys, limit, self._ledger, self.note_late)
         contains = self._ledger.contains
         names = [
             (key, rows, width, tenant)
@@ -88,7 +91,7 @@ class LowerTiers:
         ]
         if not names:
             return fetch
-        if not self._wanted and not any([runner.may_fetch for runner in self._runners]):
+        if not self._wanted and not any(runner.may_fetch for runner in self._runners):
             for runner in self._runners:
                 runner.counts.add("refused", len(names))
             return fetch
@@ -104,15 +107,16 @@ class LowerTiers:
                     wanted = new[name] = Wanted(name, weights, self._wanted)
                 else:
                     wanted.num_waiting += 1
-                fetch._wanted.append(wanted)
-            # Only the worker removes an entry, and it may be done already. Then nobody joins it.
-            send(list(new.values()), weights, self._runners, max(limit, self._fetch_timeout_s))
+                fetch.add(wanted)
+            self._wanted.update(new)  # before they are sent: `_drop` must find them
+            if new:
+                send(list(new.values()), weights, self._runners, max(limit, self._fetch_timeout_s))
             is_sent = True
-            self._wanted.update({name: wanted for name, wanted in new.items() if not wanted.is_done})
         finally:
             if not is_sent:  # interrupted
                 fetch.cancel()
                 finish_all(list(new.values()))
+        fetch.begin_time()
         return fetch
 
     def note_late(self) -> None:
@@ -120,20 +124,49 @@ class LowerTiers:
         for runner in self._runners:
             runner.note_late()
 
-    def drop(self, *, key: bytes | None = None, tenant: bytes | None = None) -> None:
-        """Let entries that are being fetched not enter the cache. Call it before the ledger drops the rest."""
+    def discard(self, key: bytes) -> bool:
+        """Drop an entry here, and let the tiers erase it. Returns whether it was dropped here."""
+        self._drop(key, None)
+        is_dropped = self._ledger.discard(key)
+        # After the drop: a store that runs before the erase is erased, and a later one finds no entry.
+        self._erase(key, None)
+        self._drop(key, None)  # what was begun in between
+        return is_dropped
+
+    def forget(
+        self, timeout_s: float | None, *, key: bytes | None = None, tenant: bytes | None = None
+    ) -> int:
+        """Drop the entries of a key or a tenant here, and wait until the tiers have erased them.
+
+        Returns how many were dropped here, and erased in each tier, together. Raises as
+        `EmbeddingCache.forget`.
+        """
+        num_dropped = self._drop_here(key, tenant)
+        jobs = self._erase(key, tenant)
+        try:
+            num_erased = self._wait_erased(jobs, timeout_s)
+        finally:
+            num_dropped += self._drop_here(key, tenant)  # what a tier returned before it erased it
+        return num_dropped + num_erased
+
+    def _drop_here(self, key: bytes | None, tenant: bytes | None) -> int:
+        self._drop(key, tenant)
+        return self._ledger.forget(key) if key is not None else self._ledger.forget_tenant(tenant)
+
+    def _drop(self, key: bytes | None, tenant: bytes | None) -> None:
+        """Let entries that are being fetched not enter the cache, before the ledger drops those it knows."""
         for name, wanted in tuple(self._wanted.items()):
             if key in (None, name[0]) and tenant in (None, name[3]):
                 wanted.is_dropped = True
 
-    def erase(self, *, key: bytes | None = None, tenant: bytes | None = None) -> list[EraseJob]:
-        """Queue the erasure of entries in every tier, and return its jobs: one per tier."""
+    def _erase(self, key: bytes | None, tenant: bytes | None) -> list[EraseJob]:
+        """Queue the erasure of entries in every tier. Returns one job per tier."""
         jobs = [EraseJob(key, tenant) for _ in self._runners]
         for runner, job in zip(self._runners, jobs, strict=True):
             runner.queue(job)
         return jobs
 
-    def wait_erased(self, jobs: Sequence[EraseJob], timeout_s: float | None) -> int:
+    def _wait_erased(self, jobs: Sequence[EraseJob], timeout_s: float | None) -> int:
         """Wait for the erasure, and return the number of erased entries.
 
         Raises
@@ -160,8 +193,8 @@ class LowerTiers:
         """
         with self._changing:
             old = self._current.weights
-            if old.is_named and old not in self._to_revoke:
-                self._to_revoke.append(old)  # also if an interrupt ends this call: the next one revokes it
+            if old.is_named:
+                self._to_revoke[old] = None  # also if an interrupt ends this call: the next one revokes it
             advance()
             jobs = self._revoke()
             # After the revoke was queued: no later fetch of the same name can find earlier entries.
@@ -182,7 +215,7 @@ class LowerTiers:
                 job = RevokeJob(old)
                 worker.runner.queue(job)
                 jobs.append((worker, job))
-            self._to_revoke.remove(old)
+            self._to_revoke.pop(old, None)
         return jobs
 
     def flush(self, timeout_s: float | None) -> bool:
@@ -192,7 +225,7 @@ class LowerTiers:
         barriers = [Barrier() for _ in self._runners]
         for runner, barrier in zip(self._runners, barriers, strict=True):
             runner.queue(barrier)
-        return all([barrier.wait(end) for barrier in barriers])
+        return all(barrier.wait(end) for barrier in barriers)
 
     def stats(self) -> tuple[TierStats, ...]:
         """Return the counts of each tier. Calls no tier."""
@@ -210,6 +243,10 @@ class LowerTiers:
 
     def close(self) -> None:
         """Finish the stores that wait and close the tiers, within `CLOSE_S` seconds. Fetches are missed."""
+        if self._is_closed:
+            return
+        with suppress(RuntimeError):  # the ledger was closed by a call that was interrupted
+            self._coordinator.drain()
         with self._changing:
             self._revoke()
         for worker in self._workers:
@@ -222,6 +259,7 @@ class LowerTiers:
                     worker.runner.name,
                     CLOSE_S,
                 )
+        self._is_closed = True
 
     def _weights(self) -> Weights:
         """Return the current weights. After an interrupted `advance` they have a random name."""

@@ -19,6 +19,7 @@ def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCount
     """
     if not books.is_current(job.weights):
         counts.add("skipped_stores")  # the rows are of weights that are not named so any more
+        books.retract(job)
         return
     if engine.is_stopped or not engine.is_ready() or engine.owes(job.weights, job.key, job.tenant):
         counts.add("skipped_stores")

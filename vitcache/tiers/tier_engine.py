@@ -127,9 +127,7 @@ class TierEngine:
     def owes(self, weights: Weights, key: bytes, tenant: bytes) -> bool:
         """Whether an entry may be in the tier although it was erased or revoked."""
         return any(
-            job.matches(key, tenant)
-            if isinstance(job, EraseJob)
-            else job.weights.digest == weights.digest
+            job.matches(key, tenant) if isinstance(job, EraseJob) else job.weights.digest == weights.digest
             for job in self._owed
         )
 

@@ -46,10 +46,10 @@ class Wanted(Completion):
 
     def finish(self) -> None:
         """End the fetch, successful or not."""
+        super().finish()
         known = self._table.pop(self.name, None)
         if known is not None and known is not self:
             self._table[self.name] = known
-        super().finish()
 
 
 class FetchJob:

@@ -7,8 +7,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any
@@ -89,9 +88,7 @@ class TierWorker:
 _running: dict[threading.Thread, TierRunner] = {}  # changed by C functions alone
 
 
-def _run(
-    runner: TierRunner, books: Books, wake: SimpleQueue[Any], end: weakref.ref[TierWorker]
-) -> None:
+def _run(runner: TierRunner, books: Books, wake: SimpleQueue[Any], end: weakref.ref[TierWorker]) -> None:
     try:
         with books.on_own_stream():
             try:
