@@ -6,7 +6,9 @@ import errno
 import logging
 import os
 import resource
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ SMALL, LARGE = name_of(1), name_of(2, 100, 4096)
 OS = "vitcache.tiers.entry_files.os"
 
 
-def raiser(number: int, calls: int = 0) -> Callable[..., Any]:
+def raiser(number: int) -> Callable[..., Any]:
     """A function that raises an OSError."""
 
     def fail(*_: object, **__: object) -> int:
@@ -114,31 +116,27 @@ def test_full_disk_of_the_index_stores_false(tier: DiskTier, monkeypatch: pytest
     assert fetch(tier, SMALL, LARGE) == [HIT, MISS]
 
 
-def test_folder_without_write_permission_serves_fetches_and_stores_false(root: Path) -> None:
+def test_folder_without_write_permission_serves_fetches_and_stores_false() -> None:
     """As an ordinary user: the permissions do not bind a superuser."""
     user = os.geteuid() or 65534
-    root.mkdir(mode=0o700)
-    os.chown(root, user, -1)
-    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    folder = Path(tempfile.mkdtemp())  # `tmp_path` is below a folder that only the superuser may search
+    os.chown(folder, user, -1)
+
+    def set_modes(of_folders: int, of_index: int) -> None:
+        for path, _, _ in os.walk(folder):
+            os.chmod(path, of_folders)
+        os.chmod(folder / "vitcache-index.db", of_index)
 
     def check() -> None:
-        os.fchdir(folder)  # the folders above may not be searched
         if os.geteuid() == 0:
             os.setresuid(user, user, user)
-        tier = DiskTier(".", 8 << 20)
-        tier.path = "."
+        tier = DiskTier(folder, 8 << 20)
         tier.open()
-        store_rows(tier, [SMALL, LARGE])
+        assert store_rows(tier, [SMALL, LARGE]) == [True, True]
         tier.close()
-        for path, folders, _ in os.walk("."):
-            os.chmod(path, 0o500)
-            assert folders is not None
-        os.chmod("vitcache-index.db", 0o400)
-        tier = DiskTier(".", 8 << 20)
-        tier.path = "."
+        set_modes(0o500, 0o400)
         tier.open()
         assert tier.exists([SMALL, LARGE, name_of(3)]) == [True, True, False]
-        assert fetch(tier, SMALL, LARGE) == [HIT, HIT]
         assert store_rows(tier, [name_of(3)]) == [False]
         assert fetch(tier, SMALL, LARGE, name_of(3)) == [HIT, HIT, MISS]
         with pytest.raises(PermissionError):
@@ -146,13 +144,12 @@ def test_folder_without_write_permission_serves_fetches_and_stores_false(root: P
         with pytest.raises(PermissionError):
             tier.revoke(SMALL.weights)
         tier.close()
-        for path, _, _ in os.walk("."):
-            os.chmod(path, 0o700)
 
     try:
         assert run_in_child(check) == 0
     finally:
-        os.close(folder)
+        set_modes(0o700, 0o600)
+        shutil.rmtree(folder)
 
 
 def test_error_that_is_not_a_full_disk_is_raised(tier: DiskTier, monkeypatch: pytest.MonkeyPatch) -> None:
