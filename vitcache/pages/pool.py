@@ -17,6 +17,7 @@ from vitcache.rows import KINDS, check_extent
 
 # Handles of the legacy default stream. cudaStreamPerThread is refused earlier.
 DEFAULT_STREAMS = (0, 1)
+_SYSTEM_PAGE = 4096  # bytes
 
 
 class PagePool:
@@ -193,7 +194,12 @@ def _allocate(argument: str, num_bytes: int, device: torch.device) -> Tensor:
     """Return a uint8 tensor. Raises MemoryError, which names `argument`, if it cannot be allocated."""
     try:
         if num_bytes <= sys.maxsize:
-            return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+            if device.type != "cpu":
+                return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+            # At the beginning of a page of the system, as page-locked memory is: direct I/O needs it.
+            memory = torch.empty(num_bytes + _SYSTEM_PAGE, dtype=torch.uint8, device=device)
+            start = -memory.data_ptr() % _SYSTEM_PAGE
+            return torch.from_numpy(memory.numpy()[start : start + num_bytes])  # a storage of these bytes
     except RuntimeError as error:
         # On the CPU torch raises a plain RuntimeError, as a signal handler may; on CUDA a class of its own.
         is_of_host = device.type != "cuda" and "alloc" in str(error)
