@@ -17,7 +17,6 @@ from vitcache.rows import KINDS, check_extent
 
 # Handles of the legacy default stream. cudaStreamPerThread is refused earlier.
 DEFAULT_STREAMS = (0, 1)
-_SYSTEM_PAGE = 4096  # bytes
 
 # The memory of a host tier begins at a multiple of this many bytes, so that files can be read into it with
 # O_DIRECT. Page-locked memory does, too (csrc/runtime/pinned_region.cpp).
@@ -201,19 +200,9 @@ def _allocate(argument: str, num_bytes: int, device: torch.device, alignment: in
     Raises MemoryError, which names `argument`, if it cannot be allocated.
     """
     try:
-<<<<<<< HEAD
         if num_bytes + alignment - 1 <= sys.maxsize:
             memory = torch.empty(num_bytes + alignment - 1, dtype=torch.uint8, device=device)
             return memory.narrow(0, -memory.data_ptr() % alignment, num_bytes)
-=======
-        if num_bytes <= sys.maxsize:
-            if device.type != "cpu":
-                return torch.empty(num_bytes, dtype=torch.uint8, device=device)
-            # At the beginning of a page of the system, as page-locked memory is: direct I/O needs it.
-            memory = torch.empty(num_bytes + _SYSTEM_PAGE, dtype=torch.uint8, device=device)
-            start = -memory.data_ptr() % _SYSTEM_PAGE
-            return torch.from_numpy(memory.numpy()[start : start + num_bytes])  # a storage of these bytes
->>>>>>> disk
     except RuntimeError as error:
         # On the CPU torch raises a plain RuntimeError, as a signal handler may; on CUDA a class of its own.
         is_of_host = device.type != "cuda" and "alloc" in str(error)
