@@ -50,12 +50,12 @@ CASES: dict[str, list[Case]] = {
         RestartCase(6),
     ],
     "smoke": [
-        ReadCase(2, 7, 40),
+        ReadCase(2, 16, 256),
         WaitCase(2, is_open=False),
         WaitCase(2, is_open=True),
         OverheadCase(20, 8, 0.2),
         OpenCase(40),
-        RestartCase(2),
+        RestartCase(3),
     ],
 }
 

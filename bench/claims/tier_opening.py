@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +40,13 @@ class OpenCase:
 
 def run_opening(case: OpenCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case; yields a label before each part."""
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         yield "filling"
         names = fill(case, Path(folder) / "tier")
         asked, unknown = names[:: len(names) // ASKED][:ASKED], [_name(-1 - n) for n in range(ASKED)]
         tier = DiskTier(Path(folder) / "tier", "1TiB")
+        stack.callback(tier.close)
         yield "opens"
         [opened] = timer.rounds_us({OPENED: tier.open}, before={OPENED: tier.close}).values()
         if tier.metrics()["entries"] != case.entries:
@@ -57,7 +60,6 @@ def run_opening(case: OpenCase, recorder: Recorder, timer: Timer) -> Iterator[st
             STATS: lambda: [os.stat(path) for path in paths],
         }
         samples = timer.rounds_us(calls, calls=3)
-        tier.close()
     for name, metric, sample, reference in (
         (OPENED, "open_us", opened, None),
         (EXISTS, "exists_us", samples[EXISTS], (STATS, samples[STATS].value)),

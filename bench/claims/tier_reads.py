@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,9 @@ class ReadCase:
 
 def run_reads(case: ReadCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure fetches and stores; yields a label before each part."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as second:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        second = stack.enter_context(ThreadPoolExecutor(1))
         yield "filling"
         root = Path(folder)
         rows = torch.randn(case.entries, case.rows, case.width).to(torch.bfloat16)
@@ -63,7 +66,8 @@ def run_reads(case: ReadCase, recorder: Recorder, timer: Timer) -> Iterator[str]
         paths, transfers = find(root / "tier", parts, case.keys)
         tier = DiskTier(root / "tier", "1TiB")
         tier.open()
-        cache = open_cache(case, root / "tier")
+        stack.callback(tier.close)
+        cache = stack.enter_context(open_cache(case, root / "tier"))
         raw = RawFiles(paths, parts, second)
         if case.is_judged and not tier.metrics()["direct"] * raw.is_direct:
             raise RuntimeError(f"the file system of {folder} refuses direct I/O; set TMPDIR to another one")
@@ -84,7 +88,6 @@ def run_reads(case: ReadCase, recorder: Recorder, timer: Timer) -> Iterator[str]
         before: dict[str, Callable[[], object]] = {name: lambda: None for name in fetches}
         before[CACHE] = lambda: [cache.discard(key, tier="host") for key in case.keys]
         samples = timer.rounds_us(fetches, before=before)
-        cache.close()
         add(case, recorder, "fetch_gb_per_s", {n: gb_per_s(s, memory.nbytes) for n, s in samples.items()})
         yield "stores in turns"
         few = timer.with_repeats(max(3, timer.repeats // 4))
@@ -98,7 +101,6 @@ def run_reads(case: ReadCase, recorder: Recorder, timer: Timer) -> Iterator[str]
         }
         samples = few.rounds_us(stores, before=before)
         expect_all(tier.fetch(transfers))
-        tier.close()
         if not np.array_equal(memory, expected) or not np.array_equal(raw.written(root), expected):
             raise RuntimeError("a store wrote other bytes than it was given: it gets no number")
         add(case, recorder, "store_gb_per_s", {n: gb_per_s(s, memory.nbytes) for n, s in samples.items()})

@@ -88,11 +88,13 @@ def measure_deadlines(case: WaitCase, timer: Timer) -> dict[str, Sample]:
         timer.on_round(done, timer.repeats + 2)
         tier = BlockedTier()
         with make_cache(tier) as cache:
-            begin = time.perf_counter()
-            found = cache.fetch(keys, 4)
-            past.append((time.perf_counter() - begin - DEADLINE_S) * 1e6)
-            stats = cache.stats().tiers[0]
-            tier.release()
+            try:
+                begin = time.perf_counter()
+                found = cache.fetch(keys, 4)
+                past.append((time.perf_counter() - begin - DEADLINE_S) * 1e6)
+                stats = cache.stats().tiers[0]
+            finally:
+                tier.release()
         if any(found) or (stats.late, stats.is_open) != (case.keys, True):
             raise RuntimeError("the fetch of a tier that hangs was not late: it gets no number")
         begin = time.perf_counter()
@@ -104,18 +106,25 @@ def measure_deadlines(case: WaitCase, timer: Timer) -> dict[str, Sample]:
 
 def measure_refusals(case: WaitCase, timer: Timer) -> dict[str, Sample]:
     """Return the microseconds of `begin_fetch` while the breaker is open, and in a cache without tiers."""
-    keys, tier = keys_of(case), BlockedTier()
+    tier = BlockedTier()
     with make_cache(tier) as cache, make_cache() as plain:
-        cache.fetch(keys, 4)
-        before = cache.stats().tiers[0]
-        fetch = cache.begin_fetch(keys, 4)
-        refused = cache.stats().tiers[0].refused - before.refused
-        if not before.is_open or not fetch.done or any(fetch.wait()) or refused != case.keys:
-            raise RuntimeError("a breaker that is open has not refused the fetch: it gets no number")
-        calls: dict[str, Callable[[], object]] = {
-            OPEN: lambda: cache.begin_fetch(keys, 4),
-            WITHOUT: lambda: plain.begin_fetch(keys, 4),
-        }
-        samples = timer.rounds_us(calls, calls=9)
-        tier.release()
-    return samples
+        try:
+            cache.fetch([b"\xff" * 32], 4)  # it opens the breaker, and hangs meanwhile
+            return _measure_refusals(case, cache, plain, timer)
+        finally:
+            tier.release()
+
+
+def _measure_refusals(
+    case: WaitCase, cache: EmbeddingCache, plain: EmbeddingCache, timer: Timer
+) -> dict[str, Sample]:
+    keys, before = keys_of(case), cache.stats().tiers[0]
+    fetch = cache.begin_fetch(keys, 4)
+    refused = cache.stats().tiers[0].refused - before.refused
+    if not before.is_open or not fetch.done or any(fetch.wait()) or refused != case.keys:
+        raise RuntimeError("a breaker that is open has not refused the fetch: it gets no number")
+    calls: dict[str, Callable[[], object]] = {
+        OPEN: lambda: cache.begin_fetch(keys, 4),
+        WITHOUT: lambda: plain.begin_fetch(keys, 4),
+    }
+    return timer.rounds_us(calls, calls=9)

@@ -68,13 +68,13 @@ def test_tiers_bench_measures_each_part_with_all_its_contenders(results: tuple[P
     assert {row["case"] for row in rows} == {case.name for case in CASES["smoke"]}
     assert all(row["target"] is None and row["meets_target"] is None for row in rows)
     moved = {row["bytes"] for row in rows if row["metric"].endswith("gb_per_s")}
-    assert moved == {2 * 7 * 40 * 2}
+    assert moved == {2 * 16 * 256 * 2}
 
 
 def test_tiers_bench_restart_with_a_disk_encodes_fewer_images(results: tuple[Path, Rows]) -> None:
     encodes = {row["contender"]: row["value"] for row in results[1] if row["metric"] == "encodes"}
-    assert (encodes[KEPT], encodes[WITHOUT]) == (1, 2)
-    assert encodes[EACH] <= encodes[WITHOUT]
+    assert (encodes[KEPT], encodes[WITHOUT]) == (1, 3)
+    assert encodes[EACH] <= encodes[SECOND_HIT] <= encodes[WITHOUT]
 
 
 def test_tiers_bench_full_cases_have_the_targets_of_the_design() -> None:
@@ -118,7 +118,7 @@ def test_tiers_bench_contender_that_reads_wrong_bytes_gets_no_number(
 def test_tiers_bench_judged_case_on_a_file_system_without_direct_io_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(CASES, "smoke", [ReadCase(1, 7, 40, is_judged=True)])
+    monkeypatch.setitem(CASES, "smoke", [ReadCase(1, 16, 256, is_judged=True)])
     metrics = DiskTier.metrics
     monkeypatch.setattr(DiskTier, "metrics", lambda self: {**metrics(self), "direct": 0})
     code, rows = run_bench(tmp_path)
