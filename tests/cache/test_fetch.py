@@ -1,4 +1,4 @@
-"""`begin_fetch`: what is in a tier enters the host tier; what is late is not waited for."""
+"""`begin_fetch`: entries of a tier enter the host tier; late ones are not waited for."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def late_put(cache: Any) -> None:
     assert cache.put(key_of(1), torch.full((2, 4), 7.0))
 
 
-# What is called while the fetch runs, and the value of the rows of the key afterwards.
+# A call during the fetch, and the value of the rows of the key afterwards.
 CHANGES: dict[str, tuple[Callable[[Any], object], float | None]] = {
     "put": (late_put, 7.0),
     "discard": (lambda cache: cache.discard(key_of(1)), None),

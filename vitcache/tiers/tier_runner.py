@@ -121,7 +121,7 @@ class TierRunner:
         self._read_metrics()
 
     def run_all(self, books: Books) -> None:
-        """Run the jobs that wait, and those that arrive meanwhile."""
+        """Run all jobs that wait, until the queue is empty."""
         while not self.is_off and (job := self.jobs.take()) is not None:
             try:
                 self._run(job, books)
@@ -163,7 +163,7 @@ class TierRunner:
                     self._engine.succeed()
 
     def end(self, books: Books) -> None:
-        """Run what waits, without fetches, and close the tier. After it, every job is finished at once."""
+        """Run the jobs that wait, except fetches, and close the tier. Later jobs are finished at once."""
         self.is_ending = True
         try:
             self.run_all(books)
