@@ -30,6 +30,7 @@ from vitcache.tiers.protocol import EntryName, Transfer
 from vitcache.tiers.second_thread import SecondThread
 
 _OPEN_FILES = 32  # that are read together
+_PIECES_PER_READ = 2
 _SMALL_BYTES = 256 << 10  # fewer are hashed by the thread that writes them
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
@@ -123,15 +124,17 @@ class EntryFiles:
     def _read_pieces(self, reads: Sequence[EntryRead]) -> Iterator[Callable[[], None]]:
         """Read piece after piece; yield for each the callable that hashes it."""
         for read in reads:
-            for number in range(len(read.pieces)):
-                if not read.read(number) and read.lacks_direct_io and self.is_direct:
+            for first in range(0, len(read.pieces), _PIECES_PER_READ):
+                numbers = range(first, min(first + _PIECES_PER_READ, len(read.pieces)))
+                if not read.read(numbers) and read.lacks_direct_io and self.is_direct:
                     self.is_direct = False
                     set_direct(read.fd, False)
                     read.failed = None
-                    read.read(number)
+                    read.read(numbers)
                 if read.failed is not None:
                     break
-                yield partial(read.hash, number)
+                for number in numbers:
+                    yield partial(read.hash, number)
 
     def write(self, root: int, store: Transfer) -> None:
         """Write the file of an entry, and replace one that is there.

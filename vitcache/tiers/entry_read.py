@@ -50,9 +50,10 @@ class EntryRead:
         self._digests = [b""] * len(self.pieces)
         self.failed: OSError | Unreadable | None = None
 
-    def read(self, number: int) -> bool:
-        """Read one piece. Return whether it was read; else `failed` is set."""
-        offset, views, _ = self.pieces[number]
+    def read(self, numbers: range) -> bool:
+        """Read adjacent pieces. Return whether they were read; else `failed` is set."""
+        views = [view for number in numbers for view in self.pieces[number].views]
+        offset = self.pieces[numbers[0]].offset
         try:
             if transfer(os.preadv, self.fd, views, offset):
                 return True
