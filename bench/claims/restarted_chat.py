@@ -56,7 +56,7 @@ class Chat:
         return Turn(hidden, self._attachment.stats().encoded - before, total.ms)
 
     def end(self) -> None:
-        """Write what waits, and end."""
+        """Write the entries that wait, and end."""
         self.cache.flush(60)
         self._attachment.detach()
         self.cache.close()

@@ -109,7 +109,7 @@ def measure_refusals(case: WaitCase, timer: Timer) -> dict[str, Sample]:
     tier = BlockedTier()
     with make_cache(tier) as cache, make_cache() as plain:
         try:
-            cache.fetch([b"\xff" * 32], 4)  # it opens the breaker, and hangs meanwhile
+            cache.fetch([b"\xff" * 32], 4)  # opens the breaker; the worker hangs
             return _measure_refusals(case, cache, plain, timer)
         finally:
             tier.release()
