@@ -32,8 +32,8 @@ class OverheadCase:
 
     @property
     def name(self) -> str:
-        """The time of the encode, and the number of rows."""
-        return f"encode of about {self.encode_ms:g} ms, {self.rows} rows"
+        """The time of the encode, about."""
+        return f"encode of {self.encode_ms:g} ms"
 
 
 class Tower:

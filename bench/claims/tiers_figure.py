@@ -8,6 +8,7 @@ from vitcache.bench.claims.tier_reads import RAW, TIER
 from vitcache.bench.claims.tier_restart import SECOND_HIT, WITHOUT
 from vitcache.bench.claims.tier_waits import FETCH
 from vitcache.bench.harness import figures
+from vitcache.demo.figure_style import TARGET
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,8 +57,13 @@ def _draw(axes: Axes, rows: figures.Rows, words: str, scale: float, unit: str, i
         figures.log_ticks(axes)
     else:
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-    axes.set(xlabel=words)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.12, 1.04), frameon=False, fontsize=8)
+    axes.set(xlabel=words, ylabel="case")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))  # one of each contender, and one target
+    if TARGET in unique and rows[0]["metric"] == "fetch_gb_per_s":
+        unique["target: at least"] = unique.pop(TARGET)
+    look = {"loc": "upper left", "bbox_to_anchor": (1.14, 1.04), "frameon": False, "fontsize": 8}
+    axes.legend(unique.values(), unique, **look)
 
 
 def _limit_of(row: dict[str, Any]) -> float:
