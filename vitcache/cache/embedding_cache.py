@@ -523,8 +523,8 @@ class EmbeddingCache:
     def forget_tenant(self, tenant: str, *, timeout_s: float | None = 5.0) -> int:
         """Drop all rows of a tenant from every tier: `forget` of each key that was inserted for it.
 
-        Rows are of the tenant that was given to `put` or `reserve`, by default ``""``. The call looks at every
-        entry. The tiers, and the exceptions, are as in `forget`.
+        Rows are of the tenant that was given to `put` or `reserve`, by default ``""``. The call looks at
+        every entry. The tiers, and the exceptions, are as in `forget`.
 
         Parameters
         ----------

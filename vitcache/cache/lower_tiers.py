@@ -57,6 +57,7 @@ class LowerTiers:
         self._current = CurrentWeights(Weights(weights_name, dtype, self._ledger.epoch))
         self._to_revoke: dict[Weights, None] = {}
         self._wanted: dict[WantedName, Wanted] = {}
+        self._overtaken: dict[Wanted, None] = {}  # that another fetch of the same name has replaced
         self._is_closed = False
         self._changing = new_lock()  # held while the epoch and the weights change
         assert isinstance(write_back.queue_bytes, int)
@@ -89,11 +90,12 @@ class LowerTiers:
             if rows and not contains(key)
         ]
         wanted: list[Wanted] = []
-        if names and (self._wanted or any(runner.may_fetch for runner in self._runners)):
-            self._want(names, wanted, max(limit, self._fetch_timeout_s))
-        elif names:
-            for runner in self._runners:
-                runner.counts.add("refused", len(names))
+        if names:
+            if any(runner.may_fetch for runner in self._runners):
+                self._want(names, wanted, max(limit, self._fetch_timeout_s))
+            else:
+                for runner in self._runners:
+                    runner.counts.add("refused", len(names))
         # The time begins now, so that the tiers' deadlines are not later than that of the caller.
         return Fetch(keys, wanted, monotonic() + limit, self._ledger, self.note_late)
 
@@ -107,7 +109,9 @@ class LowerTiers:
                 if name in new:
                     continue
                 each = self._wanted.get(name)
-                if each is None or each.is_void or each.weights is not weights:
+                if each is None or each.is_void or each.is_late or each.weights is not weights:
+                    if each is not None and not each.is_done:
+                        self._overtake(each)
                     each = new[name] = Wanted(name, weights, self._wanted)
                 else:
                     each.num_waiting += 1
@@ -121,6 +125,13 @@ class LowerTiers:
                 for each in wanted:
                     each.num_waiting -= 1
                 finish_all(list(new.values()))
+
+    def _overtake(self, wanted: Wanted) -> None:
+        """Keep an entry, which a new fetch replaces in the table, for `_drop`."""
+        for known in tuple(self._overtaken):
+            if known.is_done:
+                self._overtaken.pop(known, None)
+        self._overtaken[wanted] = None
 
     def note_late(self) -> None:
         """Open the breakers of tiers that are late."""
@@ -158,9 +169,11 @@ class LowerTiers:
 
     def _drop(self, key: bytes | None, tenant: bytes | None) -> None:
         """Let entries that are being fetched not enter the cache, before the ledger drops those it knows."""
-        for name, wanted in tuple(self._wanted.items()):
-            if key in (None, name[0]) and tenant in (None, name[3]):
+        for wanted in (*tuple(self._wanted.values()), *tuple(self._overtaken)):
+            if key in (None, wanted.name[0]) and tenant in (None, wanted.name[3]):
                 wanted.is_dropped = True
+            if wanted.is_done:
+                self._overtaken.pop(wanted, None)
 
     def _erase(self, key: bytes | None, tenant: bytes | None) -> list[EraseJob]:
         """Queue the erasure of entries in every tier. Returns one job per tier."""

@@ -21,7 +21,7 @@ class Offers:
         self._current = current
 
     def take(self, ledger: Ledger) -> None:
-        """Queue a store of each offered entry in each tier. A later hit offers those again that none accepts."""
+        """Queue a store of each offered entry in each tier; if none accepts it, let a later hit offer it."""
         # The weights are read first: if the epoch changes now, the worker skips the stores of earlier ones.
         weights = self._current.weights
         offers = ledger.take_offers()

@@ -107,13 +107,16 @@ class TierRunner:
         now = self._clock()
         for job in tuple(self.jobs.fetches):
             if now < job.deadline:
-                break
+                continue
             with self._lock:
                 is_new = not job.is_late and job in self.jobs.fetches
                 job.is_late = job.is_late or is_new
             if is_new:
                 self.breaker.begin_late(job.is_probe)
-                self.counts.add("late", sum(not wanted.is_done for wanted in job.wanted))
+                late = [wanted for wanted in job.wanted if not wanted.is_done]
+                self.counts.add("late", len(late))
+                for wanted in late:
+                    wanted.is_late = True
 
     def open(self) -> None:
         """Open the tier. If it fails, it is tried again as the breaker allows."""
