@@ -62,8 +62,8 @@ def _draw(axes: Axes, rows: figures.Rows, words: str, scale: float, unit: str, i
     unique = dict(zip(labels, handles, strict=True))  # one of each contender, and one target
     if TARGET in unique and rows[0]["metric"] == "fetch_gb_per_s":
         unique["target: at least"] = unique.pop(TARGET)
-    look = {"loc": "upper left", "bbox_to_anchor": (1.14, 1.04), "frameon": False, "fontsize": 8}
-    axes.legend(unique.values(), unique, **look)
+    look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.14, 1.04), "frameon": False}
+    axes.legend(unique.values(), unique, fontsize=8, **look)
 
 
 def _limit_of(row: dict[str, Any]) -> float:
