@@ -59,7 +59,7 @@ def run_restart(case: RestartCase, recorder: Recorder, timer: Timer) -> Iterator
             talk(pictures, prompts[:-1], kept[name], rule).end()
         yield "the last turn, in turns"
         turns: dict[str, list[Turn]] = {}
-        repeats = max(3, timer.repeats // 5)
+        repeats = max(1, timer.repeats // 5)
         for done in range(repeats + 1):
             timer.on_round(done, repeats + 1)
             for name in (KEPT, WITHOUT, *RULES):
