@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vitcache.adapters.sglang.model_disk import make_tiers, weights_name
 from vitcache.adapters.sglang.options import Options
 from vitcache.cache.embedding_cache import EmbeddingCache
 
@@ -46,6 +47,7 @@ def make_cache(shape: StepShape, device_bytes: int, options: Options) -> Embeddi
         host_bytes=max(options.host_bytes, size * row_bytes) if options.host_bytes else 0,
         page_rows=size,
         policy=options.policy,
+        **({"tiers": make_tiers(options), "weights_name": weights_name(options)} if options.disk else {}),
     )
 
 
