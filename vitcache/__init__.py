@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # the names of `_NAMES` and `_SUBMODULES`, for type checkers
     from vitcache.ring.pinned_ring import PinnedRing as PinnedRing
     from vitcache.ring.pinned_ring import RingStats as RingStats
     from vitcache.ring.ticket import Ticket as Ticket
+    from vitcache.tiers.disk_tier import DiskTier as DiskTier
 
 # Maps each defining module to its public names.
 _NAMES = {
@@ -99,6 +100,7 @@ _NAMES = {
     "vitcache.placement.start_up": ("warm_up",),
     "vitcache.ring.pinned_ring": ("PinnedRing", "RingStats"),
     "vitcache.ring.ticket": ("Ticket",),
+    "vitcache.tiers.disk_tier": ("DiskTier",),
 }
 _SUBMODULES = ("metrics", "tracing")
 __all__ = sorted(["__version__", *(name for names in _NAMES.values() for name in names)])
