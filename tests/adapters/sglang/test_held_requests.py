@@ -191,7 +191,7 @@ def test_ranks_hold_a_request_until_none_of_them_waits() -> None:
 
 
 def test_random_queues_equal_those_of_a_scheduler_without_holds() -> None:
-    """Arrivals, aborts and choices at random: no request is lost, chosen twice, or chosen while it is held."""
+    """Arrivals, aborts and choices at random: no request is lost, chosen twice, or chosen while held."""
     rng = random.Random(5)
     for _ in range(60):
         scene, chosen, gone = Scene(), [], []

@@ -10,6 +10,7 @@ import pytest
 from vitcache.adapters.sglang.options import VARIABLE, Options
 from vitcache.cache.policies import POLICIES
 from vitcache.ring.pinned_ring import MIN_BYTES
+from vitcache.tiers.disk_tier import DiskTier
 
 
 @pytest.mark.parametrize("text", ["", " \n", "{}", " {} "])
@@ -88,6 +89,16 @@ def test_option_without_one_that_it_needs_is_refused_by_both_names(name: str, le
 def test_disk_below_a_host_tier_without_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'disk'.*needs 'host_bytes'"):
         Options.from_json(json.dumps(DISK | {"host_bytes": 0}))
+
+
+def test_disk_has_at_least_the_bytes_that_its_tier_needs() -> None:
+    least = 1 << 20
+    assert Options.from_json(json.dumps(DISK | {"disk_bytes": least})).disk_bytes == least
+    with pytest.raises(ValueError, match=f"disk_bytes.*at least {least}"):
+        Options.from_json(json.dumps(DISK | {"disk_bytes": least - 1}))
+    assert DiskTier("/d", least).capacity_bytes == least
+    with pytest.raises(ValueError, match=f"at least {least}"):
+        DiskTier("/d", least - 1)
 
 
 @pytest.mark.parametrize("name", ["disk", "weights_name"])

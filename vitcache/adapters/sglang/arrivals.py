@@ -1,4 +1,4 @@
-"""Requests that enter SGLang's waiting queue: the tokens that it will compute, and whether they can be held."""
+"""Requests that enter SGLang's waiting queue: their tokens without KV, and whether they can be held."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from vitcache.adapters.sglang.feature_places import (
     wait_until_offloaded,
 )
 from vitcache.adapters.sglang.item_keys import ItemKey, item_key
+from vitcache.adapters.sglang.tenant import label_of
 from vitcache.keys.content import KEY_BYTES
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
@@ -137,6 +138,7 @@ class ItemFactory:
             spans,
             key=key.key,
             row_width=self.row_width(source.modality),
+            tenant=label_of(tenant),
             context=source,
             move_feature=False,
             sglang=key.arguments,
@@ -179,6 +181,7 @@ class ItemFactory:
             key=key.key,
             complete_key=not key.is_shared,
             row_width=self.row_width(source.modality),
+            tenant=label_of(tenant),
             context=source,
             move_feature=is_moved,
             sglang=key.arguments,  # hashed with the feature

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from vitcache.adapters.sglang.engine_modules import parallel_value, server_arguments
 from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.options import VARIABLE, Options
+from vitcache.tiers.disk_tier import DiskTier
 from vitcache.tiers.protocol import Tier
 
 logger = logging.getLogger("vitcache.adapters.sglang")
@@ -20,8 +21,6 @@ def make_tiers(options: Options) -> Sequence[Tier]:
 
     The ranks of a machine share the folder: equal names have equal rows on all of them.
     """
-    from vitcache.tiers.disk_tier import DiskTier
-
     return () if options.disk is None else (DiskTier(options.disk, options.disk_bytes),)
 
 
@@ -61,6 +60,9 @@ def _known_name(options: Options) -> str | None:
     arguments = server_arguments()
     revision = str(getattr(arguments, "revision", None) or "")
     path = str(getattr(arguments, "model_path", ""))
+    # Adapters of `--lora-paths` keep their ids, whatever their weights are.
+    if getattr(arguments, "lora_paths", None):
+        return None
     # SGLang ignores the revision of a folder, unless it is a snapshot of Hugging Face's own cache.
     if not re.fullmatch("[0-9a-fA-F]{40}", revision) or (
         os.path.isdir(path) and os.path.basename(os.path.normpath(path)) != revision

@@ -97,9 +97,9 @@ def _moves_features(model: Any) -> bool:
 def _log(model: Any, shape: StepShape, memory: ModelMemory, source: str, options: Options) -> None:
     cache, sizes = memory.cache, memory.cache.stats()
     logger.info(
-        "vitcache keeps the rows of %s: %s on %s (%s), %s in host memory, %s on disk, pages of %d rows of %d elements "
-        "of %s, %d deepstack levels, policy %s, at most %d rows per encode, ring of %s, tensor parallel rank "
-        "%d of %d, trust_engine_hash %s",
+        "vitcache keeps the rows of %s: %s on %s (%s), %s in host memory, %s on disk, pages of %d rows of %d "
+        "elements of %s, %d deepstack levels, policy %s, at most %d rows per encode, ring of %s, tensor "
+        "parallel rank %d of %d, trust_engine_hash %s",
         type(model).__name__,
         _mib(sizes.device_capacity_bytes),
         shape.device,

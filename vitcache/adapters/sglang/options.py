@@ -12,7 +12,7 @@ from vitcache.cache.policies import POLICIES
 from vitcache.ring.pinned_ring import MIN_BYTES
 
 VARIABLE = "VITCACHE_SGLANG_OPTIONS"
-_FEWEST_BYTES = {"device_bytes": 1, "host_bytes": 0, "ring_bytes": MIN_BYTES, "disk_bytes": 1}
+_FEWEST_BYTES = {"device_bytes": 1, "host_bytes": 0, "ring_bytes": MIN_BYTES, "disk_bytes": 1 << 20}
 # Options without effect unless another one is set, too.
 _NEEDS = {"disk": ("host_bytes", "disk_bytes"), "disk_bytes": ("disk",), "weights_name": ("disk",)}
 
