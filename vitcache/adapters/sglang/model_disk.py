@@ -20,8 +20,18 @@ def make_tiers(options: Options) -> Sequence[Tier]:
     """Return the tiers below the host tier of a cache. Each cache gets objects of its own.
 
     The ranks of a machine share the folder: equal names have equal rows on all of them.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be opened.
     """
-    return () if options.disk is None else (DiskTier(options.disk, options.disk_bytes),)
+    if options.disk is None:
+        return ()
+    tier = DiskTier(options.disk, options.disk_bytes)
+    tier.open()  # a cache would only log the error, and serve without the disk
+    tier.close()
+    return (tier,)
 
 
 def weights_name(options: Options) -> str | None:

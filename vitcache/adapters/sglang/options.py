@@ -129,9 +129,9 @@ def _check(name: str, value: Any) -> Any:
 
 
 def _check_str(option: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{option} must be a str, got {shown(value)} of type {type(value).__name__}")
-    return value
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{option} must be a str, got {shown(value)} of type {type(value).__name__}")
 
 
 def _check_name(option: str, value: Any) -> str:

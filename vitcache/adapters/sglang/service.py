@@ -15,7 +15,7 @@ from vitcache.adapters.sglang.arrivals import can_hold, uncached_tokens
 from vitcache.adapters.sglang.counts import Counts, SglangStats
 from vitcache.adapters.sglang.held_requests import HeldRequests
 from vitcache.adapters.sglang.loaded_weights import LOADED
-from vitcache.adapters.sglang.model_cache import StepShape
+from vitcache.adapters.sglang.model_cache import FETCH_TIMEOUT_S, StepShape
 from vitcache.adapters.sglang.model_memory import ModelMemory, make_memory
 from vitcache.adapters.sglang.model_step import ModelStep, StepCall
 from vitcache.adapters.sglang.options import Options
@@ -139,7 +139,7 @@ class Service:
     def fetch(self, scheduler: Any, request: Any) -> None:
         """Begin to fetch the rows of a `Req` that has entered the queue of SGLang's `Scheduler`.
 
-        The request is held until they are fetched, or the `fetch_timeout_s` of the cache are over. It is not
+        The request is held until they are fetched, or `FETCH_TIMEOUT_S` are over. It is not
         held with several pipeline stages, which choose their batches at different times. A fetch that fails
         is logged, and a step encodes the items.
         """
@@ -159,7 +159,7 @@ class Service:
         # Ranks have different rows in memory, and yet must hold the same requests.
         if can_hold() and (arrival is not None or step.any_rank is not None):
             self.held.any_rank = step.any_rank
-            self.held.add(request, arrival, step.cache.fetch_timeout_s)
+            self.held.add(request, arrival, FETCH_TIMEOUT_S)
 
     def clear(self) -> None:
         """Remove every entry of every cache, also of SGLang's own. The weights lose their name."""
@@ -208,6 +208,13 @@ class Service:
         self._steps[id(model), shape] = step
         return step
 
+    def close(self) -> None:
+        """Close all caches. What waits to be written to a disk is written before, for some seconds at most."""
+        self.held.clear()
+        self._unused = None
+        self._close(list(self._steps))
+        self._close_early()
+
     def _step_of_arrivals(self, scheduler: Any) -> ModelStep | None:
         """Return the steps of a scheduler's model, also before the first one; None: its rows are unknown."""
         if self._generation != STOCK_CACHE.generation:
@@ -222,12 +229,9 @@ class Service:
 
     def _close_replaced(self) -> None:
         """Close all caches: SGLang has made its own one again, which may have another size now."""
-        self.held.clear()
-        self._unused = None
         self._generation = STOCK_CACHE.generation
         self._options = None  # the operator may have changed them
-        self._close(list(self._steps))
-        self._close_early()
+        self.close()
 
     def _close_early(self) -> None:
         early, self._early = self._early, None
