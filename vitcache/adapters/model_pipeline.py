@@ -15,13 +15,14 @@ from vitcache.adapters.uncached_step import EncodeRows, embed_uncached
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.namespace import Namespace
+from vitcache.keys.namespace import Namespace, tenant_of
 from vitcache.pipeline.items import Chunk, check_chunks
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.vision_pipeline import Steps, VisionPipeline
 from vitcache.placement.embed_call import EmbedCall
 from vitcache.placement.scatter_call import ScatterCall
+from vitcache.tiers.protocol import Tier
 
 
 def vision_pipeline(
@@ -30,6 +31,8 @@ def vision_pipeline(
     *,
     namespace: str | bytes | Namespace | None = None,
     device_bytes: int | str | None = None,
+    host_bytes: int | str | None = None,
+    tiers: Sequence[Tier] = (),
     **options: Any,
 ) -> ModelPipeline:
     """Return a pipeline that encodes images and videos with the stock methods, several items per call.
@@ -41,7 +44,7 @@ def vision_pipeline(
     model
         A model in eval mode, or a wrapper as in `attach`, of a family that docs/models.md marks for chunked
         prefill: most Qwen and GLM families, Cosmos 3 and Cohere Compass.
-    cache, namespace, device_bytes
+    cache, namespace, device_bytes, host_bytes, tiers
         As in `attach`. After the weights changed, call `cache.advance_epoch()`: a pipeline does not check
         them.
     **options
@@ -83,10 +86,15 @@ def vision_pipeline(
     """
     base, family = find_grid_family(model)
     tower = getattr(base, family.tower)
-    named = namespace_for(base, tower, namespace)  # raises before the cache allocates its memory
+    has_tiers = bool(tiers) or (cache is not None and cache.has_lower_tiers)
+    named = namespace_for(base, tower, namespace, has_tiers=has_tiers)  # before the cache allocates memory
     weights = WeightsFingerprint(base, tower)
     shared = WeightsNames(named, weights).digest(weights)
-    cache = cache_for(base, tower, cache, device_bytes)
+    of_cache: dict[str, Any] = {"host_bytes": host_bytes}
+    if tiers:
+        of_cache |= {"tiers": tiers, "weights_name": named.digest()}
+    cache = cache_for(base, tower, cache, device_bytes, **of_cache)
+    options.setdefault("tenant", tenant_of(namespace))
     return ModelPipeline(image_encoder(model), cache, namespace=shared, **options)
 
 

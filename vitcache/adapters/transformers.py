@@ -6,7 +6,7 @@ For callers that run the language model themselves, this module also exports `vi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,9 @@ from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, 
 from vitcache.adapters.wrappers import unwrap
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.namespace import Namespace
+from vitcache.keys.namespace import Namespace, tenant_of
 from vitcache.ring.pinned_ring import PinnedRing
+from vitcache.tiers.protocol import Tier
 
 __all__ = [
     "Attachment",
@@ -57,6 +58,7 @@ def attach(
     shadow_every: int = 0,
     fingerprint_calls: int = 0,
     placement: str = "auto",
+    tiers: Sequence[Tier] = (),
 ) -> Attachment:
     """Cache the image, video and audio features of a model: an item in the cache is not encoded again.
 
@@ -263,14 +265,18 @@ def attach(
     if not detach_lost(owner):
         raise RuntimeError(f"this {type(owner).__name__} is attached already: call Attachment.detach() first")
     tower = getattr(owner, family.tower)
-    shared = namespace_for(owner, tower, namespace)  # raises before the cache allocates its memory
-    options = {"host_bytes": host_bytes, "policy": policy, "checksum": checksum}
+    has_tiers = bool(tiers) or (cache is not None and cache.has_lower_tiers)
+    shared = namespace_for(owner, tower, namespace, has_tiers=has_tiers)  # before the cache allocates memory
+    options: dict[str, Any] = {"host_bytes": host_bytes, "policy": policy, "checksum": checksum}
+    if tiers:
+        options |= {"tiers": tiers, "weights_name": shared.digest()}
     width = row_width(owner.config) if family.has_name else None
     made = cache_for(owner, tower, cache, device_bytes, width, **options)
     make = None
     if cache is None:
         make = partial(new_cache, owner, tower, device_bytes=device_bytes, options=options)
-    session = Session(owner, family.tower, made, shared, ring, shadow_every, make, width is not None)
+    knows_width, tenant = width is not None, tenant_of(namespace)
+    session = Session(owner, family.tower, made, shared, ring, shadow_every, make, knows_width, tenant)
     if fingerprint_calls:
         session.state.bytes = ByteFingerprint(fingerprint_calls, owner)
     if placement == "auto":

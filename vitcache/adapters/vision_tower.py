@@ -116,9 +116,14 @@ def new_cache(
     device_bytes: int | str | None,
     options: Mapping[str, Any],
 ) -> EmbeddingCache:
-    """Return a new cache on the tower's device, with pages for `DEFAULT_ROWS` rows unless the caller says."""
+    """Return a new cache on the tower's device, with pages for `DEFAULT_ROWS` rows unless the caller says.
+
+    With tiers, it has a host tier: as large as the device tier, unless the caller says.
+    """
     if device_bytes is None:
         device_bytes = DEFAULT_ROWS * width * dtype.itemsize
+    if options.get("tiers") and options.get("host_bytes") is None:
+        options = {**options, "host_bytes": device_bytes}
     given = {name: value for name, value in options.items() if value is not None}
     return EmbeddingCache(width, dtype=dtype, device=_device(base, tower), device_bytes=device_bytes, **given)
 

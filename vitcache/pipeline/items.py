@@ -47,9 +47,9 @@ class Item:
         columns, and the deepstack rows of their tokens are zero. If the step does not accept the width, the
         item fails, and `EmbedResult.errors` names both widths.
     tenant
-        The tenant whose rows these are, for `EmbeddingCache.forget_tenant` and for the names in tiers. None: that
-        of the pipeline, `Namespace.tenant` of its namespace, or ``""``. Another tenant than that of the pipeline
-        is folded into the key, so that tenants do not share entries; with `complete_key` the key is unchanged.
+        The tenant whose rows these are, for `EmbeddingCache.forget_tenant` and for the names in tiers. None:
+        that of the pipeline. Any other tenant is folded into the key, so that tenants do not share entries;
+        with `complete_key` the key is unchanged.
     context
         Any object. It travels to the encoder as ``item.context``. It is neither hashed nor copied.
     move_feature
@@ -69,8 +69,8 @@ class Item:
         the shape of `rows` is not ``(num_rows, row_width)``.
     TypeError
         If `spans` is not a `Span` or a sequence of spans, `num_rows` or `row_width` is not an integer or is a
-        bool, `key` is not bytes, `complete_key` or `move_feature` is not a bool, `tenant` is neither a str nor None, or
-        `rows` is not a tensor.
+        bool, `key` is not bytes, `complete_key` or `move_feature` is not a bool, `tenant` is neither a str
+        nor None, or `rows` is not a tensor.
 
     Notes
     -----

@@ -24,6 +24,7 @@ from vitcache.pipeline.prefetch import Prefetch, logger
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import Requests, State, StepItem, cancel_stored, wait_until_read
 from vitcache.pipeline.step_keys import find_keys, fold_given_keys
+from vitcache.pipeline.tier_fetch import Wanted, fetch_missing
 
 NO_BATCH = -1  # StepPlan::kNoBatch: the chunks have no places in a batch
 
@@ -39,6 +40,7 @@ class PrefetchJob:
         kept: KeptRows,
         namespace: bytes,
         keys: KeyThreads,
+        tenant: str = "",
     ) -> None:
         self._cache = cache
         self._runner = runner
@@ -46,12 +48,16 @@ class PrefetchJob:
         self._kept = kept
         self._namespace = namespace
         self._keys = keys
+        self._tenant = tenant
         self._stream: torch.cuda.Stream | None = None
 
     def work(
         self, chunks: Sequence[Chunk], encode: bool, modes: TorchModes, ready: Any, handle: Prefetch
     ) -> None:
         """Encode the missing items, or move their features, until the prefetch is cancelled.
+
+        If the cache has tiers below the host tier, the worker asks them first, and waits at most the cache's
+        `fetch_timeout_s` for them.
 
         `ready` is an event behind the work of the caller's stream, which may produce features and weights.
         """
@@ -63,9 +69,11 @@ class PrefetchJob:
         with modes.apply(streams):
             requests = read_requests(chunks, Chunk)
             if has_unfolded(requests, self._namespace):
-                fold_given_keys(requests, self._namespace)
+                fold_given_keys(requests, self._namespace, self._tenant)
             plan = StepPlan(chunks, requests, self._namespace, NO_BATCH, self._cache.row_width)
             missing = self._find_missing(plan, requests)
+            if missing and self._cache.has_lower_tiers:
+                missing = self._fetch(missing, handle)
             batches = self._runner.batches(missing)
             for number, batch in enumerate(batches):
                 if handle.is_cancelled:
@@ -81,7 +89,7 @@ class PrefetchJob:
 
     def _find_missing(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
         """Return the items that are neither cached nor kept, and whose keys could be computed."""
-        found = find_keys(plan, requests, self._namespace, self._keys)
+        found = find_keys(plan, requests, self._namespace, self._keys, tenant=self._tenant)
         hashed = {step_item.number: step_item for step_item in found}
         missing = [
             hashed.get(number) or StepItem.of(plan, requests, number)
@@ -89,6 +97,17 @@ class PrefetchJob:
             if not plan.has_rows(number)
         ]
         self._kept.serve(plan, requests, missing)
+        return [step_item for step_item in missing if self._must_encode(step_item)]
+
+    def _fetch(self, missing: list[StepItem], handle: Prefetch) -> list[StepItem]:
+        """Fetch items from the tiers of the cache; return those that are late or that no tier has."""
+        wanted = [
+            Wanted(step_item.key, step_item.num_rows, step_item.row_width, step_item.tenant(self._tenant))
+            for step_item in missing
+            if step_item.key is not None
+        ]
+        if not handle.is_cancelled:
+            fetch_missing(self._cache, wanted, handle.add_fetch)
         return [step_item for step_item in missing if self._must_encode(step_item)]
 
     def _must_encode(self, step_item: StepItem) -> bool:

@@ -12,8 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from vitcache._native import StepPlan, waits_for_jobs
-from vitcache.keys.folding import fold_keys
-from vitcache.keys.framing import Frames, version_node
+from vitcache.keys.folding import fold_keys, fold_tenant
 from vitcache.keys.threads import KeyedFeature, KeyThreads, run_one_here
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import Requests, State, StepItem, wait_until_read
@@ -27,11 +26,8 @@ def namespace_of(item: Item, namespace: bytes, tenant: str) -> bytes:
 
     `tenant` is that of the pipeline, which `namespace` has already.
     """
-    if item.tenant is None or item.tenant == tenant:
-        return namespace
-    frames = Frames(version_node("item_tenant.1"))
-    frames.add_value([namespace, item.tenant], "tenant")
-    return frames.key()
+    is_same = item.tenant is None or item.tenant == tenant
+    return namespace if is_same else fold_tenant(namespace, item.tenant or "")
 
 
 def known_key(item: Item, namespace: bytes, tenant: str = "") -> bytes | None:
