@@ -13,6 +13,7 @@ from sglang_scene.restarts import Server, serving
 from vitcache.adapters.sglang import stats
 
 NUM_IMAGES = 3
+SAME = ("tokens", "logprobs", "prompt_logprobs", "prompt_tokens")
 Serve = Callable[..., Any]
 
 
@@ -46,3 +47,15 @@ def test_server_that_starts_again_encodes_no_image_of_the_disk(serve: Serve, lev
         assert second.tower.num_encodes == 1
         assert (tier().hits, tier().misses) == (NUM_IMAGES, 1)
         assert stats().errors == 0
+
+
+@pytest.mark.engines("stock", "disk")
+def test_engine_that_starts_again_answers_with_the_images_of_the_disk(result: Any) -> None:
+    stock, found = result("stock")["chat"], result("disk")
+    again, new = found["restarted"]
+    assert [turn["encodes"] for turn in (again, new)] == [0, 1]
+    assert [turn["encodes"] for turn in found["kept"]] == [1, 1, 1, 0, 0]
+    for turn in (found["kept"][-1], again):
+        assert {name: turn[name] for name in SAME} == {name: stock[-1][name] for name in SAME}
+    [disk] = found["infos"][-1]["caches"][0]["tiers"]
+    assert (disk["hits"], disk["failures"], disk["is_open"]) == (NUM_IMAGES, 0, False)

@@ -20,7 +20,7 @@ class Case:
     """One engine: its plug-ins and requests.
 
     `steps` are functions of `child`, called in order. `environment` adds variables, and `options` replaces
-    options of `Engine`.
+    options of `Engine`. `disk`: the options of a plug-in with a disk, which the program gives a folder.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Case:
     limit_s: float = 150
     environment: dict[str, str] = field(default_factory=dict, hash=False)
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    disk: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the process, beside those of every engine."""
@@ -53,6 +54,7 @@ def environment(folder: Path) -> dict[str, str]:
 CHUNK_OF_BAD = 256
 # SGLang would wait for a minute for dumps of its processes when a scheduler ends.
 NO_DUMPS = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"}
+DISK = {"host_bytes": "16 MiB", "disk_bytes": "64 MiB", "weights_name": "first"}
 STEPS = ("chat", "swapped", "together", "prefix", "flush")
 
 
@@ -88,6 +90,8 @@ CASES = {
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
         Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
+        Case("disk", steps=("kept", "restarted"), disk=DISK),
+        Case("disk-renamed", steps=("kept", "restarted", "renamed"), disk=DISK),
         ranks("stock-ranks", ("probe",), "chat", "new"),
         ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
     )

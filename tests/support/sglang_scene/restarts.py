@@ -18,7 +18,6 @@ from sglang_scene.tower import Tower
 from sglang_scene.truth import step_rows
 from sglang_scene.waiting import WaitingScheduler, enter, make_request
 from vitcache.adapters.sglang import model_cache, service
-from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.model_cache import StepShape
 
 LONG_S = 60.0
@@ -30,7 +29,6 @@ class Server:
     def __init__(self, levels: int = 0) -> None:
         self.tower, self.model = Tower(levels), LanguageModel()
         self.scheduler = WaitingScheduler(self.tower)
-        LOADED.are_original = True
         shape = StepShape(HIDDEN, levels, torch.bfloat16, torch.device("cpu"))
         service.SERVICE.make_early(self.tower, shape)
 
