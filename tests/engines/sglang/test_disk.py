@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_scene.prompts import Prompt, images, make_item
+from sglang_scene.prompts import images
 from sglang_scene.restarts import Server, serving
 
 from vitcache.adapters.sglang import stats

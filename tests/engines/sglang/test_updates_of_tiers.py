@@ -17,7 +17,7 @@ from sglang_scene.tower import Tower
 from sglang_scene.updates import RELEASE, REQUESTS, Engine, one_rank
 from sglang_scene.waiting import WaitingScheduler, enter, make_request
 
-from vitcache.adapters.sglang import model_cache, service, stats
+from vitcache.adapters.sglang import arrivals, model_cache, service, stats
 from vitcache.adapters.sglang.model_cache import StepShape
 from vitcache.cache.policies import POLICIES
 from vitcache.cache.stats import CacheStats
@@ -151,7 +151,7 @@ def fill_disk(engine: Engine) -> IsRight:
 
 def write_disk() -> None:
     """Wait until the disk has all three images."""
-    [only] = service.SERVICE._caches()
+    [only] = service.SERVICE.models.caches
     assert only.flush(60)
     assert cache().tiers[0].stored == 3
 
@@ -182,7 +182,7 @@ PLACES = {
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The folder of `DISK`. Requests wait for it as long as it takes."""
     monkeypatch.chdir(tmp_path)
-    for module in (model_cache, service):
+    for module in (model_cache, arrivals):
         monkeypatch.setattr(module, "FETCH_TIMEOUT_S", 60.0)
 
 
@@ -225,7 +225,9 @@ def test_disk_has_no_row_for_a_server_that_starts_after_the_call(call: Callable[
         with plugged(**DISK), torch.no_grad():
             engine = Engine()
             engine.tower.weight *= weight
-            service.SERVICE.make_early(engine.tower, StepShape(HIDDEN, 0, torch.bfloat16, torch.device("cpu")))
+            service.SERVICE.make_early(
+                engine.tower, StepShape(HIDDEN, 0, torch.bfloat16, torch.device("cpu"))
+            )
             assert is_right_behind_the_fetch(engine)
             assert (engine.tower.num_encodes, cache().tiers[0].hits) == (3, 0)
             service.SERVICE.close()

@@ -42,7 +42,7 @@ class Scene:
 
     def __init__(self, server: Server, tier: SlowTier) -> None:
         self.server, self.tier, self.now = server, tier, 100.0
-        service.SERVICE.held = HeldRequests(service.SERVICE.counts, lambda: self.now)
+        service.SERVICE.arrivals.held = HeldRequests(service.SERVICE.counts, lambda: self.now)
 
     @property
     def scheduler(self) -> WaitingScheduler:
@@ -116,7 +116,7 @@ def test_held_request_can_be_aborted_and_is_freed(scene: Scene) -> None:
     assert prompt.items[0].feature is None  # released as without vitcache
     scene.now += LONG_S
     assert scene.scheduler.take() == []
-    assert len(service.SERVICE.held) == 0
+    assert len(service.SERVICE.arrivals.held) == 0
     scene.tier.gate.set()
     del prompt
     while inputs() is not None:  # the fetch goes on until its end
@@ -144,11 +144,11 @@ def test_retracted_request_waits_again_if_its_rows_are_gone(scene: Scene) -> Non
     request = scene.enter("image", images(KEPT))
     scene.tier.gate.set()
     scene.scheduler.take_all("image")
-    assert len(service.SERVICE.held) == 0
+    assert len(service.SERVICE.arrivals.held) == 0
     scene.scheduler._add_request_to_queue(request, is_retracted=True)  # its rows are in the host tier
-    assert len(service.SERVICE.held) == 0
+    assert len(service.SERVICE.arrivals.held) == 0
     assert scene.scheduler.take() == ["image"]
-    [cache] = service.SERVICE._caches()
+    [cache] = service.SERVICE.models.caches
     for key in inspect(cache).eviction_order("host"):
         cache.discard(key, tier="host")
     scene.tier.gate.clear()

@@ -90,8 +90,8 @@ CASES = {
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
         Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
-        Case("disk", steps=("kept", "restarted"), disk=DISK),
-        Case("disk-renamed", steps=("kept", "restarted", "renamed"), disk=DISK),
+        Case("disk", steps=("kept", "restarted"), limit_s=300, disk=DISK),
+        Case("disk-renamed", steps=("kept", "renamed"), limit_s=300, disk=DISK),
         ranks("stock-ranks", ("probe",), "chat", "new"),
         ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
     )

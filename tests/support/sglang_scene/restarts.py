@@ -17,7 +17,7 @@ from sglang_scene.steps import run_step
 from sglang_scene.tower import Tower
 from sglang_scene.truth import step_rows
 from sglang_scene.waiting import WaitingScheduler, enter, make_request
-from vitcache.adapters.sglang import model_cache, service
+from vitcache.adapters.sglang import arrivals, model_cache, service
 from vitcache.adapters.sglang.model_cache import StepShape
 
 LONG_S = 60.0
@@ -46,7 +46,7 @@ class Server:
 
     def keep(self) -> None:
         """Write to the disk, and wait for it."""
-        for cache in service.SERVICE._caches():
+        for cache in service.SERVICE.models.caches:
             assert cache.flush(LONG_S)
 
 
@@ -60,7 +60,7 @@ def serving(
     """
     if monkeypatch is not None:
         monkeypatch.setattr(model_cache, "FETCH_TIMEOUT_S", LONG_S)
-        monkeypatch.setattr(service, "FETCH_TIMEOUT_S", LONG_S)
+        monkeypatch.setattr(arrivals, "FETCH_TIMEOUT_S", LONG_S)
     disk = {"host_bytes": "1 MiB", "disk": str(folder), "disk_bytes": "64 MiB", "weights_name": "v1"}
     given = {name: value for name, value in {**disk, **options}.items() if value is not None}
     with plugged(**given), torch.no_grad():

@@ -51,7 +51,10 @@ class FetchedItems:
     def done(self) -> bool:
         """As in `Arrival`. A pipeline with too many fetches begins this one later."""
         if self._handle is None or self._handle.is_refused:
-            self.begin()
+            try:
+                self.begin()
+            except RuntimeError:  # the pipeline was closed, such as for another model
+                return True
         return self._handle is not None and self._handle.done and not self._handle.is_refused
 
     def begin(self) -> None:

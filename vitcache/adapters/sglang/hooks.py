@@ -100,9 +100,9 @@ def around_add_request(
     service = _used_service()
     if service is None:
         return original(scheduler, request, *args, **kwargs)
-    with service.held.entry(scheduler):
+    with service.arrivals.held.entry(scheduler):
         result = original(scheduler, request, *args, **kwargs)
-        service.fetch(scheduler, request)
+        service.arrivals.fetch(scheduler, request)
     return result
 
 
@@ -112,12 +112,12 @@ def around_new_batch(
     """`Scheduler.get_new_batch_prefill`: leaves out requests whose rows are still being fetched."""
     service = _used_service()
     # A request whose grammar is ready enters the queue inside of the call.
-    if service is None or not service.fetches:
+    if service is None or not service.arrivals.are_fetched:
         return original(scheduler, running_batch, *args, **kwargs)
-    with service.held.choice(scheduler):
+    with service.arrivals.held.choice(scheduler):
         plan = original(scheduler, running_batch, *args, **kwargs)
     if plan.batch_to_run is None and plan.running_batch.is_empty():
-        service.held.pause()
+        service.arrivals.held.pause()
     return plan
 
 

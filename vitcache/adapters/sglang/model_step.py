@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -20,30 +20,9 @@ from vitcache.adapters.sglang.namespace import namespace_of
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.ranks import Ranks, RanksDiffer
 from vitcache.adapters.sglang.request_items import RequestItems
+from vitcache.adapters.sglang.step_call import StepCall
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.vision_pipeline import VisionPipeline
-
-
-class StepCall(NamedTuple):
-    """The requests of a step.
-
-    Attributes
-    ----------
-    requests, starts, lengths, offsets
-        Per request: SGLang's `MultimodalInputs`; the first token of the step, counted in the prompt; the
-        number of tokens; and the position of the first one in the batch.
-    use_deepstack
-        The modalities whose rows have deepstack columns.
-    batch
-        SGLang's `ForwardBatch`, or None: it has the ids of the requests.
-    """
-
-    requests: Sequence[Any]
-    starts: Sequence[int]
-    lengths: Sequence[int]
-    offsets: Sequence[int]
-    use_deepstack: Mapping[Any, bool]
-    batch: Any = None
 
 
 class ModelStep:

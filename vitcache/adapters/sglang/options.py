@@ -142,7 +142,7 @@ def _check_name(option: str, value: Any) -> str:
 
 
 def _check_policy(option: str, value: Any) -> str:
-    value = _check_str(option, value)
-    if value not in POLICIES:
-        raise ValueError(f"{option} is {shown(value)}, it must be one of {', '.join(map(repr, POLICIES))}")
-    return value
+    policy = _check_str(option, value)
+    if policy not in POLICIES:
+        raise ValueError(f"{option} is {shown(policy)}, it must be one of {', '.join(map(repr, POLICIES))}")
+    return policy
