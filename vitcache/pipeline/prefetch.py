@@ -8,17 +8,14 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from vitcache._native import current_turn, waits_for_jobs
 from vitcache.arguments import to_timeout
+from vitcache.cache.fetch import Fetch
 from vitcache.device.jobs import Job
 from vitcache.device.worker_threads import NoThreadError, WorkerThreads, runs_job_here
 from vitcache.handles import described, refuse_copies
-
-if TYPE_CHECKING:
-    from vitcache.cache.fetch import Fetch
 
 Work = Callable[["Prefetch"], None]
 

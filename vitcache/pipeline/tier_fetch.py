@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vitcache.cache.embedding_cache import EmbeddingCache
-
-if TYPE_CHECKING:
-    from vitcache.cache.fetch import Fetch
+from vitcache.cache.fetch import Fetch
 
 
 class Wanted(NamedTuple):
