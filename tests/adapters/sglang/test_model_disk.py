@@ -19,12 +19,6 @@ DISK = Options(host_bytes=1 << 20, disk="/d", disk_bytes=1 << 20)
 NAMED = Options(host_bytes=1 << 20, disk="/d", disk_bytes=1 << 20, weights_name="v1")
 
 
-@pytest.fixture(autouse=True)
-def original(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights are those of the start."""
-    monkeypatch.setattr(LOADED, "are_original", True)
-
-
 def serve(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> None:
     """Set the arguments of SGLang's server."""
     given = {"model_path": "org/model", "revision": None, "lora_paths": None} | arguments
