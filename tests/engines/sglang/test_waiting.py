@@ -64,11 +64,11 @@ def scene(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Scene]:
     """The tier has three images, the memory of the process none of them, and the tier's gate is closed."""
     tier = SlowTier()
     monkeypatch.setattr(model_cache, "make_tiers", lambda options: (tier,))
-    with serving(monkeypatch, tmp_path) as first:
+    with serving(tmp_path) as first:
         for _ in range(3):
             assert first.answer(images(KEPT))
     tier.asked.clear()
-    with serving(monkeypatch, tmp_path) as second:
+    with serving(tmp_path) as second:
         tier.gate.clear()
         try:
             yield Scene(second, tier)

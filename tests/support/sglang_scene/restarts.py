@@ -26,16 +26,17 @@ LONG_S = 60.0
 class Server:
     """A scheduler and a tower, from its start to its end."""
 
-    def __init__(self, levels: int = 0) -> None:
-        self.tower, self.model = Tower(levels), LanguageModel()
-        self.scheduler = WaitingScheduler(self.tower)
-        shape = StepShape(HIDDEN, levels, torch.bfloat16, torch.device("cpu"))
-        service.SERVICE.make_early(self.tower, shape)
+    def __init__(self, tower: Tower) -> None:
+        self.tower, self.model = tower, LanguageModel()
+        self.scheduler = WaitingScheduler(tower)
+        shape = StepShape(HIDDEN, tower.levels, torch.bfloat16, torch.device("cpu"))
+        service.SERVICE.make_early(tower, shape)
 
-    def answer(self, *prompts: Prompt) -> bool:
+    def answer(self, *prompts: Prompt, salt: str | None = None) -> bool:
         """Let requests wait, take them, and run a step of all. Whether its rows are right."""
         names = [str(number) for number in range(len(prompts))]
-        enter(self.scheduler, *map(make_request, names, prompts))
+        requests = (make_request(name, prompt, salt) for name, prompt in zip(names, prompts, strict=True))
+        enter(self.scheduler, *requests)
         self.scheduler.take_all(*names)
         return self.step(prompts)
 
@@ -51,20 +52,14 @@ class Server:
 
 
 @contextmanager
-def serving(
-    monkeypatch: pytest.MonkeyPatch | None, folder: Path, levels: int = 0, **options: Any
-) -> Iterator[Server]:
-    """A server with a folder, which it writes at its end. Its requests wait for the disk as long as it takes.
-
-    `monkeypatch` None: requests wait as long as those of an operator.
-    """
-    if monkeypatch is not None:
-        monkeypatch.setattr(model_cache, "FETCH_TIMEOUT_S", LONG_S)
-        monkeypatch.setattr(arrivals, "FETCH_TIMEOUT_S", LONG_S)
+def serving(folder: Path, tower: Tower | None = None, **options: Any) -> Iterator[Server]:
+    """A server with a folder, which it writes at its end. Its requests wait for the disk without an end."""
     disk = {"host_bytes": "1 MiB", "disk": str(folder), "disk_bytes": "64 MiB", "weights_name": "v1"}
     given = {name: value for name, value in {**disk, **options}.items() if value is not None}
-    with plugged(**given), torch.no_grad():
-        server = Server(levels)
+    with pytest.MonkeyPatch.context() as patch, plugged(**given), torch.no_grad():
+        for module in (model_cache, arrivals):
+            patch.setattr(module, "FETCH_TIMEOUT_S", LONG_S)
+        server = Server(Tower() if tower is None else tower)
         yield server
         server.keep()
         service.SERVICE.close()
