@@ -69,7 +69,7 @@ def test_other_weights_name_finds_nothing(serve: Serve) -> None:
 
 
 def test_weights_without_a_name_are_found_in_one_process_only(serve: Serve) -> None:
-    """The revision of the server's arguments is no commit."""
+    """The server's arguments have no revision."""
     for _ in range(2):
         with serve(weights_name=None, device_bytes=NUM_IMAGES * IMAGE_BYTES) as server:
             fill(server)

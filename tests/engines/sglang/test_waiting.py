@@ -119,7 +119,7 @@ def test_held_request_can_be_aborted_and_is_freed(scene: Scene) -> None:
     assert len(service.SERVICE.arrivals.held) == 0
     scene.tier.gate.set()
     del prompt
-    while inputs() is not None:  # the fetch goes on until its end
+    while inputs() is not None:  # until the fetch has ended
         gc.collect()
 
 

@@ -133,7 +133,7 @@ class ItemFactory:
         if not key.is_shared or (key.key is None and key.digest is None and can_be_borrowed(source)):
             return None
         item = Item(
-            # SGLang may replace the feature meanwhile.
+            # SGLang may replace the feature before it is hashed.
             partial(_when_offloaded, source, source.feature),
             spans,
             key=key.key,

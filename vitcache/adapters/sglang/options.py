@@ -136,7 +136,7 @@ def _check_str(option: str, value: Any) -> str:
 
 def _check_name(option: str, value: Any) -> str:
     name = _check_str(option, value)
-    if not name.strip() or not name.isprintable():  # also a lone surrogate, which is no text
+    if not name.strip() or not name.isprintable():  # nor is a lone surrogate
         raise ValueError(f"{option} is {shown(name)}, it must be a text of printable characters")
     return name
 
