@@ -99,7 +99,7 @@ def test_rows_that_are_being_stored_are_forgotten() -> None:
         assert cache.put(key_of(1), rows_of(1))
         cache.stats()
         assert pause.started.wait(LONG)
-        with pytest.raises(TimeoutError, match="tier 'planted' has not erased the rows within 0.01 s"):
+        with pytest.raises(TimeoutError, match=r"tier 'planted' has not erased the rows within 0\.01 s"):
             cache.forget(key_of(1), timeout_s=0.01)
         assert key_of(1) not in cache
         pause.release()

@@ -53,6 +53,28 @@ def test_prefetch_after_a_restart_encodes_nothing_that_was_stored(options: dict[
         assert tower.calls == []
 
 
+def test_fetch_waits_for_the_tiers_and_embed_encodes_nothing_that_was_stored() -> None:
+    tier, tower = MemoryTier(1 << 20), Tower()
+    store(tier, make_items())
+    with open_cache(tier) as cache, VisionPipeline(tower, cache, namespace=NAMESPACE) as pipeline:
+        items = make_items(4)
+        pipeline.fetch([Chunk(items, 0, 8)])
+        pipeline.fetch([Chunk(items[:3], 0, 6)])  # all of them are in the cache
+        counts = cache.stats().tiers[0]
+        assert (counts.hits, counts.misses) == (3, 1)
+        assert embed(pipeline, [Chunk(items, 0, 8)], 8) == []
+        assert tower.encoded == items[3:]
+    with pytest.raises(RuntimeError, match="the pipeline was closed"):
+        pipeline.fetch([])
+
+
+def test_fetch_without_tiers_loads_nothing() -> None:
+    loads: list[int] = []
+    with VisionPipeline(Tower(), make_cache()) as pipeline:
+        pipeline.fetch([Chunk([Item(lambda: loads.append(1), Span(0, 2))], 0, 4)])
+    assert loads == []
+
+
 def test_prefetch_with_agree_fetches_and_the_step_finds_hits() -> None:
     tier, tower, misses = MemoryTier(1 << 20), Tower(), []
     store(tier, make_items())

@@ -15,6 +15,7 @@ from vitcache.adapters.uncached_step import EncodeRows, embed_uncached
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.cache.tier_arguments import check_tiers
 from vitcache.keys.namespace import Namespace, tenant_of
 from vitcache.pipeline.items import Chunk, check_chunks
 from vitcache.pipeline.prefetch import Prefetch
@@ -46,10 +47,10 @@ def vision_pipeline(
         prefill: most Qwen and GLM families, Cosmos 3 and Cohere Compass.
     cache, namespace, device_bytes, host_bytes, tiers
         As in `attach`. After the weights changed, call `cache.advance_epoch()`: a pipeline does not check
-        them.
+        them. If the cache has tiers, `prefetch` asks them.
     **options
         Options of `VisionPipeline`: `ring`, `max_rows_per_encode`, `agree`, `feature_dtype`, `stream`,
-        `shadow`, `move_features`, `keep_bytes`.
+        `shadow`, `move_features`, `keep_bytes`, `tenant`.
 
     Raises
     ------
@@ -86,6 +87,7 @@ def vision_pipeline(
     """
     base, family = find_grid_family(model)
     tower = getattr(base, family.tower)
+    tiers = check_tiers(tiers, has_host_tier=True)
     has_tiers = bool(tiers) or (cache is not None and cache.has_lower_tiers)
     named = namespace_for(base, tower, namespace, has_tiers=has_tiers)  # before the cache allocates memory
     weights = WeightsFingerprint(base, tower)
@@ -101,8 +103,9 @@ def vision_pipeline(
 class ModelPipeline(VisionPipeline):
     """The pipeline of `vision_pipeline`: it does not use its cache while VITCACHE_DISABLE is set.
 
-    Then `embed` and `place` encode every item of their chunks, one at a time, and `prefetch` does nothing:
-    its handle is refused. No keys are computed, and `agree`, `shadow`, `stream` and the ring are not used.
+    Then `embed` and `place` encode every item of their chunks, one at a time; `fetch` does nothing, and so
+    does `prefetch`: its handle is refused. No keys are computed, and `agree`, `shadow`, `stream` and the ring
+    are not used.
     """
 
     def __init__(self, encode: EncodeRows, cache: EmbeddingCache, **options: Any) -> None:
@@ -123,6 +126,11 @@ class ModelPipeline(VisionPipeline):
         handle = Prefetch()
         handle.is_refused = True
         return handle
+
+    def fetch(self, chunks: Sequence[Chunk]) -> None:
+        """As `VisionPipeline.fetch`; see the class."""
+        if not is_disabled():
+            super().fetch(chunks)
 
 
 class _Steps:

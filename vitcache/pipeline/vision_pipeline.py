@@ -472,6 +472,49 @@ class VisionPipeline:
         )
         return self._worker.submit(work)
 
+    def fetch(self, chunks: Sequence[Chunk]) -> None:
+        """Ask the tiers below the host tier for the items of chunks, and wait at most `fetch_timeout_s`.
+
+        For callers without an earlier moment for `prefetch`, before `embed`. Items that are in the cache are
+        not asked for. Features without a key are loaded and hashed on threads, and the host waits for them.
+        What is late enters the cache when it arrives. Without such tiers, it returns at once.
+
+        Parameters
+        ----------
+        chunks
+            As in `prefetch`.
+
+        Raises
+        ------
+        TypeError
+            If `chunks` is not a list of `Chunk`.
+        RuntimeError
+            If the pipeline or the cache is closed.
+
+        Notes
+        -----
+        An item whose feature cannot be loaded or hashed is left out: `embed` reports its error. No work is
+        queued on a stream, except the copy of a feature on a GPU that is hashed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+        >>> from vitcache.tiers import MemoryTier
+        >>> options = {"dtype": torch.float32, "device": "cpu", "device_bytes": 4096, "host_bytes": 4096}
+        >>> chunk = Chunk([Item(torch.ones(2, 2), Span(1, 2))], start=0, length=4)
+        >>> with EmbeddingCache(2, tiers=[MemoryTier("1MiB")], **options) as cache:
+        ...     with VisionPipeline(lambda features, items: features, cache) as pipeline:
+        ...         pipeline.fetch([chunk])
+        ...     [tier.misses for tier in cache.stats().tiers]
+        [1]
+        """
+        check_chunks(chunks)
+        if self._is_closed:
+            raise RuntimeError("the pipeline was closed")
+        if self.cache.has_lower_tiers:
+            self._job.fetch(tuple(chunks))
+
     def cancel(self, handle: Prefetch) -> None:
         """Stop a prefetch, and free the features that it moved to the device. Encoded rows stay cached.
 

@@ -13,8 +13,9 @@ from vitcache.tiers.tier_jobs import FetchJob, Wanted, finish_all, send
 def run_fetch(job: FetchJob, engine: TierEngine, books: Books, counts: TierCounts) -> bool | None:
     """Fetch the entries of a job, and pass those on that the tier misses.
 
-    Runs on the worker's thread. Every entry is finished, or passed on, also if the tier fails. Returns whether
-    the tier answered; None: it was not asked.
+    Runs on the worker's thread. Every entry is finished, or passed on, also if the tier fails.
+
+    Returns whether the tier answered; None: it was not asked.
     """
     run = _FetchRun(job, engine, books, counts)
     left = [wanted for wanted in job.wanted if not wanted.is_void]
