@@ -68,6 +68,8 @@ _ACCEPTED: tuple[tuple[set[str], str], ...] = (
     ({"[]"}, "attach.tiers vision_pipeline.tiers"),
     (FLAG, "checksum complete_key complete_keys contiguous encode encode_ahead move_feature move_features"),
     (FLAG, "narrow table warm_up.scale warm_up.text_scale warm_up.store"),
+    (FLAG, "direct"),
+    ({"str", "Text"}, "path"),
     (FLAG | NONE, "attach.checksum"),
     (CALLABLE, "VisionPipeline.encode invalidate report"),
     (CALLABLE | NONE, "agree on_done"),
