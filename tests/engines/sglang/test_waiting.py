@@ -15,7 +15,7 @@ from sglang_scene.prompts import Prompt, images, make_item
 from sglang_scene.restarts import LONG_S, Server, serving
 from sglang_scene.waiting import WaitingScheduler, enter, make_request
 
-from vitcache.adapters.sglang import model_cache, service, stats
+from vitcache.adapters.sglang import item_factory, model_cache, service, stats
 from vitcache.adapters.sglang.held_requests import HeldRequests
 from vitcache.testing import inspect
 from vitcache.tiers.memory_tier import MemoryTier
@@ -104,6 +104,41 @@ def test_late_request_runs_when_its_time_is_over_and_is_right(scene: Scene) -> N
     assert scene.scheduler.take() == ["image"]
     assert scene.right(prompt)
     assert (scene.server.tower.num_encodes, counted()) == (KEPT, (1, 1))
+
+
+def test_features_of_fetched_images_are_hashed_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr(item_factory, "wait_until_offloaded", lambda source, feature: read.append(source))
+    scene.tier.gate.set()
+    for _ in range(2):  # a turn of a session has the same items again
+        prompt = images(KEPT)
+        scene.enter("image", prompt)
+        scene.scheduler.take_all("image")
+        assert scene.right(prompt)
+        assert read == prompt.items
+        scene.enter("next turn", prompt)
+        assert scene.scheduler.take() == ["next turn"]
+        assert scene.right(prompt)
+        assert read == prompt.items
+        read.clear()
+
+
+def test_disk_that_hangs_holds_no_further_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The breaker opens when the first fetch is late: the disk is not asked for the next one."""
+    tier = SlowTier()
+    monkeypatch.setattr(model_cache, "make_tiers", lambda options: (tier,))
+    with serving(tmp_path) as first:
+        for _ in range(3):
+            assert first.answer(images(KEPT))
+    with serving(tmp_path, wait_s=0.05) as second:
+        tier.gate.clear()
+        for number in range(3):
+            assert second.answer(images(KEPT))
+            assert second.tower.num_encodes == KEPT
+            [found] = stats().caches[0].tiers
+            assert (found.is_open, found.late) == (True, KEPT), number
+        assert stats().late <= 1  # the later requests have waited for their keys alone
+        tier.gate.set()
 
 
 def test_held_request_can_be_aborted_and_is_freed(scene: Scene) -> None:

@@ -52,13 +52,15 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, tower: Tower | None = None, **options: Any) -> Iterator[Server]:
-    """A server with a folder, which it writes at its end. Its requests wait for the disk without an end."""
+def serving(
+    folder: Path, tower: Tower | None = None, *, wait_s: float = LONG_S, **options: Any
+) -> Iterator[Server]:
+    """A server with a folder, which it writes at its end. Its requests wait `wait_s` for the disk."""
     disk = {"host_bytes": "1 MiB", "disk": str(folder), "disk_bytes": "64 MiB", "weights_name": "v1"}
     given = {name: value for name, value in {**disk, **options}.items() if value is not None}
     with pytest.MonkeyPatch.context() as patch, plugged(**given), torch.no_grad():
         for module in (model_cache, arrivals):
-            patch.setattr(module, "FETCH_TIMEOUT_S", LONG_S)
+            patch.setattr(module, "FETCH_TIMEOUT_S", wait_s)
         server = Server(Tower() if tower is None else tower)
         yield server
         server.keep()

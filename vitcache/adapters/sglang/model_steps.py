@@ -73,8 +73,10 @@ class ModelSteps:
         early = self._early
         if early is None:
             return next((step for step in self._steps.values() if step.model() is model), None)
-        self._unused = self._find_or_make(model, early[0])
-        return self._unused
+        step = self._find_or_make(model, early[0])
+        if self._early is None:  # it was made now
+            self._unused = step
+        return step
 
     def close(self) -> None:
         """Close all caches."""
