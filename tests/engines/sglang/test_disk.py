@@ -149,3 +149,12 @@ def test_engine_that_starts_again_answers_with_the_images_of_the_disk(result: An
         assert {name: turn[name] for name in SAME} == {name: stock[-1][name] for name in SAME}
     [disk] = found["infos"][-1]["caches"][0]["tiers"]
     assert (disk["hits"], disk["failures"], disk["is_open"]) == (NUM_IMAGES, 0, False)
+
+
+@pytest.mark.full
+@pytest.mark.engines("disk-renamed")
+def test_engine_with_another_weights_name_encodes_all_images(result: Any) -> None:
+    found = result("disk-renamed")
+    [again] = found["renamed"]
+    assert again["encodes"] == NUM_IMAGES
+    assert {name: again[name] for name in SAME} == {name: found["kept"][-1][name] for name in SAME}

@@ -7,15 +7,20 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from sglang.srt.managers.schedule_batch import Modality
+from sglang.srt.mem_cache.base_prefix_cache import InsertParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang_scene.prompts import Prompt, images, make_item
 from sglang_scene.restarts import LONG_S, Server, serving
 from sglang_scene.waiting import WaitingScheduler, enter, make_request
 
 from vitcache.adapters.sglang import item_factory, model_cache, service, stats
+from vitcache.adapters.sglang.arrivals import uncached_tokens
 from vitcache.adapters.sglang.held_requests import HeldRequests
 from vitcache.testing import inspect
 from vitcache.tiers.memory_tier import MemoryTier
@@ -212,6 +217,18 @@ def test_request_whose_images_are_in_the_prefix_cache_is_not_held(
     scene.scheduler.take_all("again")
     [cache] = stats().caches
     assert cache.tiers[0].hits == 1
+
+
+def test_tokens_of_the_prefix_cache_are_not_fetched(scene: Scene) -> None:
+    prompt = images(KEPT)
+    [_, (first, _)] = [item.offsets[0] for item in prompt.items[:2]]
+    request = make_request("image", prompt)
+    assert uncached_tokens(scene.scheduler, request) == (0, len(prompt))
+    key = RadixKey(request.origin_input_ids[:first], request.extra_key)
+    scene.scheduler.tree_cache.insert(InsertParams(key=key, value=torch.arange(first)))
+    assert uncached_tokens(scene.scheduler, request) == (first, len(prompt))
+    request.session = SimpleNamespace(streaming=True)
+    assert uncached_tokens(scene.scheduler, request) == (0, len(prompt))
 
 
 ODD = {

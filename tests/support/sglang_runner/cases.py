@@ -54,6 +54,7 @@ def environment(folder: Path) -> dict[str, str]:
 CHUNK_OF_BAD = 256
 # SGLang would wait for a minute for dumps of its processes when a scheduler ends.
 NO_DUMPS = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"}
+PATIENT = ("vitcache", "probe", "patient")
 DISK = {"host_bytes": "16 MiB", "disk_bytes": "64 MiB", "weights_name": "first"}
 STEPS = ("chat", "swapped", "together", "prefix", "flush")
 
@@ -90,8 +91,8 @@ CASES = {
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
         Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
-        Case("disk", steps=("kept", "restarted"), limit_s=300, disk=DISK),
-        Case("disk-renamed", steps=("kept", "renamed"), limit_s=300, disk=DISK),
+        Case("disk", PATIENT, steps=("kept", "restarted"), limit_s=300, disk=DISK),
+        Case("disk-renamed", PATIENT, steps=("kept", "renamed"), limit_s=300, disk=DISK),
         ranks("stock-ranks", ("probe",), "chat", "new"),
         ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
     )
