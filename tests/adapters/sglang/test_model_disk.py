@@ -28,7 +28,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> None:
 def name_of(options: Options = DISK) -> str | None:
     """The operator's part of the name."""
     name = weights_name(options)
-    return None if name is None else name.rpartition(", ")[0]
+    return None if name is None else name.rsplit(", ", 2)[0]
 
 
 def test_name_of_the_options_precedes_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,9 @@ def test_engines_of_another_number_of_ranks_have_another_name(monkeypatch: pytes
     for tp_size in (1, 2, 8):
         monkeypatch.setattr(model_disk, "parallel_value", lambda name, default, size=tp_size: size)
         names.add(weights_name(NAMED))
-    assert len(names) == 3
+    monkeypatch.setattr(model_disk, "num_encoder_ranks", lambda: 8)
+    names.add(weights_name(NAMED))
+    assert len(names) == 4
 
 
 def test_changed_weights_have_no_name(monkeypatch: pytest.MonkeyPatch) -> None:

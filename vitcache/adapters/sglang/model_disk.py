@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from vitcache.adapters.sglang.encoder_calls import num_encoder_ranks
 from vitcache.adapters.sglang.engine_modules import parallel_value, server_arguments
 from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.options import VARIABLE, Options
@@ -38,12 +39,12 @@ def weights_name(options: Options) -> str | None:
     """Return the name of the weights for a new cache; None: a random one.
 
     Ranks that split an encoder add their parts, so the last bits of a row depend on their number: it is a
-    part of the name.
+    part of the name, as is the number of ranks that encode whole items (`--mm-enable-dp-encoder`).
     """
     name = _known_name(options)
     if name is None or not LOADED.are_original:
         return None
-    return f"{name}, {parallel_value('tp_size', 1)} tensor parallel ranks"
+    return f"{name}, {parallel_value('tp_size', 1)} tensor parallel ranks, {num_encoder_ranks()} encoders"
 
 
 def log_name(options: Options) -> None:

@@ -63,7 +63,9 @@ class ModelSteps:
 
     def step_of(self, model: Any, shape: StepShape) -> ModelStep:
         """Return the steps of a model that runs a step. The first step of a model makes its cache."""
-        step = self._find_or_make(model, shape)
+        step = self._steps.get((id(model), shape))  # each step passes here
+        if step is None or step.model() is not model or self._generation != self._stock_cache.generation:
+            step = self._find_or_make(model, shape)
         self._unused = None
         return step
 
