@@ -131,7 +131,7 @@ class DiskTier:
             return [entries is not None and has_file(entries, name) for name in names]
 
     def fetch(self, fetches: Sequence[Transfer]) -> list[FetchOutcome]:
-        """See `Tier.fetch`. Two threads read and hash: one of them reads while the other one hashes."""
+        """See `Tier.fetch`. A second thread hashes rows while the next ones are read."""
         outcomes = [FetchOutcome.MISS] * len(fetches)
         for fetch in fetches:
             check_parts(fetch)
