@@ -158,3 +158,14 @@ def test_engine_with_another_weights_name_encodes_all_images(result: Any) -> Non
     [again] = found["renamed"]
     assert again["encodes"] == NUM_IMAGES
     assert {name: again[name] for name in SAME} == {name: found["kept"][-1][name] for name in SAME}
+
+
+@pytest.mark.full
+@pytest.mark.engines("disk-ranks")
+def test_ranks_that_start_again_find_the_images_of_one_folder(result: Any) -> None:
+    found = result("disk-ranks")
+    assert [turn["encodes"] for turn in found["kept"]] == [1, 1, 1, 0, 0]
+    again, new = found["restarted"]
+    assert [turn["encodes"] for turn in (again, new)] == [0, 1]
+    assert {name: again[name] for name in SAME} == {name: found["kept"][-1][name] for name in SAME}
+    assert found["infos"][-1]["late"] == 0

@@ -73,11 +73,13 @@ def bad(name: str, **options: Any) -> Case:
     )
 
 
-def ranks(name: str, plug_ins: tuple[str, ...], *steps: str) -> Case:
+def ranks(name: str, plug_ins: tuple[str, ...], *steps: str, disk: dict[str, Any] | None = None) -> Case:
     """An engine of two tensor parallel ranks."""
     # SGLang wants a NUMA node for each rank on a CPU, unless its cores are given.
     environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
-    return Case(name, plug_ins, steps, limit_s=300, environment=environment, options={"tp_size": 2})
+    return Case(
+        name, plug_ins, steps, limit_s=300, environment=environment, options={"tp_size": 2}, disk=disk or {}
+    )
 
 
 CASES = {
@@ -95,5 +97,6 @@ CASES = {
         Case("disk-renamed", PATIENT, steps=("kept", "renamed"), limit_s=300, disk=DISK),
         ranks("stock-ranks", ("probe",), "chat", "new"),
         ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
+        ranks("disk-ranks", PATIENT, "kept", "restarted", disk=DISK),
     )
 }
