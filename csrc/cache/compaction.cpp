@@ -39,7 +39,7 @@ PendingPtr Ledger::begin_compaction() {
     new_page[page] = num_used;
     num_used += is_used[page];
   }
-  PendingPtr pending = make_pending(Key{}, 0, device_->layout().row_width, 0);
+  PendingPtr pending = make_pending(Key{}, 0, device_->layout().row_width, 0, Key{});
   pending->is_compaction = true;
   pending->pages = device_->allocate_range(0, num_used, pending->fences);
   device_->pending_pages += static_cast<std::int64_t>(pending->pages.size());
@@ -101,7 +101,7 @@ void Ledger::finish_compaction(Pending& pending, const std::optional<Fence>& fen
     const EntryPtr* current = index_->find(entry.key);
     if (current == nullptr || *current != move.entry) continue;  // it left the cache during the copies
     index_->evict(move.entry);
-    if (index_->restore_host_copy(entry.key))
+    if (index_->restore_host_copy(entry))
       ++counts_.demotions;
     else
       count_eviction(entry.key);

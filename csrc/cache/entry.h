@@ -60,7 +60,8 @@ struct alignas(64) Entry : PolicyNode {
   // The rows are narrower than those of the tier. First, so that it lies in the space behind the last member
   // of PolicyNode: a look-up of full rows does not read `rows`.
   bool is_narrow;
-  bool is_moving = false;  // a pending compaction moves the rows, so no look-up may find them
+  bool is_moving = false;   // a pending compaction moves the rows, so no look-up may find them
+  bool is_offered = false;  // to the tiers below the host tier, or fetched from one of them
   std::int64_t leases = 0;
   std::int64_t hits = 0;  // since the entry was inserted into its tier
   std::int64_t num_rows;
@@ -69,6 +70,7 @@ struct alignas(64) Entry : PolicyNode {
   Tier* tier;
   std::shared_ptr<Tier> tier_owner;
   bool is_dropped = false;  // in no index; its last release frees the pages
+  Key tenant{};             // a digest that names the owner of the rows; not part of the key
   PagedRows rows;
   std::shared_ptr<void> memory;    // of the pages
   Fence written;                   // behind the copy into the pages

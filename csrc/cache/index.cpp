@@ -66,10 +66,11 @@ EntryPtr Index::take_host_copy(const Key& key) {
   return copy;
 }
 
-bool Index::restore_host_copy(const Key& key) {
-  EntryPtr copy = take_host_copy(key);
+bool Index::restore_host_copy(const Entry& evicted) {
+  EntryPtr copy = take_host_copy(evicted.key);
   if (copy == nullptr) return false;
   copy->hits = 0;
+  copy->is_offered = evicted.is_offered;  // it may have been offered since the copy was made
   add(std::move(copy));
   return true;
 }

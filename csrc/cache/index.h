@@ -51,7 +51,7 @@ class Index {
   // Removes and returns the host copy of a key; null if the key has no host copy.
   EntryPtr take_host_copy(const Key& key);
   // Makes the host copy of an evicted device entry a host entry. Returns whether there was one.
-  bool restore_host_copy(const Key& key);
+  bool restore_host_copy(const Entry& evicted);
 
   // Calls `visit` with the entries of a tier and its host copies, the next victim first, until `visit`
   // returns false. `visit` must not change the index.

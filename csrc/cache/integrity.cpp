@@ -99,6 +99,16 @@ std::vector<std::string> Ledger::find_violations() const {
   for (const Index* index : indexes)
     violations.differ("host copies without a device entry", 0, index->num_orphaned_copies());
 
+  std::int64_t num_mislabelled = 0;
+  for (const Index* index : indexes)
+    index->visit_all([&num_mislabelled, index](const EntryPtr& entry) {
+      const EntryPtr* copy = index->find_host_copy(entry->key);
+      num_mislabelled += copy != nullptr && (*copy)->tenant != entry->tenant;
+    });
+  violations.differ("host copies of another tenant than their entry", 0, num_mislabelled);
+  violations.differ("calls that are due because of offers", offers_.size() > 0, num_due_releases_ == 0);
+  violations.differ("offers above their limit", 0, offers_.size() > Offers::kMostWaiting);
+
   for (const Key& key : evicted_.keys())
     violations.differ("entries whose key is recorded as evicted", 0, contains(key));
   violations.differ("evicted keys that are recorded too often or too long", 0, evicted_.num_excess());

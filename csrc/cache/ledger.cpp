@@ -4,6 +4,12 @@
 #include <utility>
 
 namespace vitcache {
+namespace {
+
+// A caller of `put` gets to know that its rows were not inserted; promotions and fetches are only tried.
+bool counts_as_rejected(const Pending& pending) { return pending.source == nullptr && !pending.is_fetch; }
+
+}  // namespace
 
 Ledger::Ledger(MakePolicy make_policy, std::shared_ptr<Tier> device, std::shared_ptr<Tier> host,
                std::int64_t num_recorded)
@@ -25,13 +31,22 @@ EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows, std::int64_t row_wid
     return nullptr;
   }
   Entry& entry = **found;
-  ++entry.hits;
+  if (++entry.hits >= offers_.hits()) offer(entry);
   index_->policy_of(entry).touch(entry);
   Tier& tier = *entry.tier;
   ++tier.hits.hits;
   tier.hits.bytes += entry.num_bytes();
   tier.hits.saved_ms += entry.cost;
   pin_entry(entry);
+  return *found;
+}
+
+EntryPtr Ledger::peek(const Key& key, std::int64_t num_rows, std::int64_t row_width) {
+  const EntryPtr* found = index_->find(key);
+  if (found == nullptr || (*found)->is_moving || (*found)->num_rows != num_rows ||
+      (*found)->row_width() != row_width)
+    return nullptr;
+  pin_entry(**found);
   return *found;
 }
 
@@ -78,6 +93,7 @@ bool Ledger::report_corrupt(const EntryPtr& entry) {
 }
 
 bool Ledger::discard(const Key& key) {
+  reject([&key](const Pending& pending) { return pending.is_fetch && pending.key == key; });
   // Without its place here, a demotion does not bring the rows back when it ends.
   const bool was_being_demoted = pending_demotions_.erase(key) > 0;
   if (was_being_demoted) evicted_.add(key);
@@ -86,8 +102,51 @@ bool Ledger::discard(const Key& key) {
   return was_found || was_being_demoted;
 }
 
+std::int64_t Ledger::forget(const Key& key) {
+  const Key forgotten = key;  // `key` may be a part of the entry
+  reject([&forgotten](const Pending& pending) { return pending.key == forgotten; });
+  return discard(forgotten) ? 1 : 0;
+}
+
+std::int64_t Ledger::forget_tenant(const Key& tenant) {
+  const Key forgotten = tenant;
+  reject([&forgotten](const Pending& pending) { return pending.tenant == forgotten; });
+  std::vector<Key> keys;
+  for (const auto& [key, demotion] : pending_demotions_)
+    if (demotion->entry->tenant == forgotten) keys.push_back(key);
+  index_->visit_all([&](const EntryPtr& entry) {
+    if (entry->tenant == forgotten && *index_->find(entry->key) == entry) keys.push_back(entry->key);
+  });
+  // So that the order in which the keys are recorded as evicted does not depend on the tables.
+  std::sort(keys.begin(), keys.end(), [](const Key& a, const Key& b) { return a.words < b.words; });
+  for (const Key& key : keys) discard(key);
+  return static_cast<std::int64_t>(keys.size());
+}
+
+// Rejects the pending writes, promotions and fetches that are meant.
+void Ledger::reject(const std::function<bool(const Pending&)>& is_meant) {
+  for (const PendingPtr& pending : pending_)
+    if (pending->inserts_rows() && is_meant(*pending)) pending->is_rejected = true;
+}
+
+void Ledger::offer(Entry& entry) {
+  offers_.add(entry);
+  if (offers_.size() > 0) num_due_releases_ = 0;
+}
+
+std::vector<Offer> Ledger::take_offers() {
+  num_due_releases_ = kReleasesPerBatch;
+  return offers_.take();
+}
+
+void Ledger::retract_offer(const Key& key) {
+  if (const EntryPtr* found = index_->find(key)) (*found)->is_offered = false;
+  const auto demoted = pending_demotions_.find(key);
+  if (demoted != pending_demotions_.end()) demoted->second->entry->is_offered = false;
+}
+
 PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
-                               std::int64_t epoch, WriteTo target) {
+                               std::int64_t epoch, WriteTo target, const Key& tenant, bool is_offer) {
   const bool to_device = target != WriteTo::kHost, to_host = target != WriteTo::kDevice;
   const std::int64_t count = device_->pages_for(num_rows, row_width);  // in each tier
   if (epoch != epoch_ || (to_device && count > device_->num_available()) ||
@@ -97,7 +156,8 @@ PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, std::int64
   }
   if (to_device) make_room(*device_, count, key);
   if (to_host) make_room(*host_, count, key);
-  PendingPtr pending = make_pending(key, num_rows, row_width, cost);
+  PendingPtr pending = make_pending(key, num_rows, row_width, cost, tenant);
+  pending->is_offer = is_offer;
   if (to_device) {
     allocate_device_pages(*pending, to_host);
   } else {
@@ -105,6 +165,21 @@ PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, std::int64
     pending->memory = host_->memory();
     pending->pages = allocate_host_pages(count, pending->fences);
   }
+  pending_.insert(pending);
+  return pending;
+}
+
+PendingPtr Ledger::begin_fetch(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
+                               std::int64_t epoch, const Key& tenant) {
+  if (host_ == nullptr || epoch != epoch_ || contains(key) || pending_demotions_.count(key) > 0)
+    return nullptr;
+  const std::int64_t count = host_->pages_for(num_rows, row_width);
+  if (count > host_->num_available()) return nullptr;
+  PendingPtr pending = make_pending(key, num_rows, row_width, cost, tenant);
+  pending->is_fetch = true;
+  pending->tier = host_;
+  pending->memory = host_->memory();
+  pending->pages = allocate_host_pages(count, pending->fences);
   pending_.insert(pending);
   return pending;
 }
@@ -121,7 +196,8 @@ PendingPtr Ledger::begin_promotion(const EntryPtr& source, bool is_contiguous) {
   const EntryPtr* current = index_->find(source->key);
   const bool is_host_entry = current != nullptr && *current == source && source->tier == host_.get();
   if (!is_host_entry || source->num_pages > device_->num_available()) return nullptr;
-  PendingPtr pending = make_pending(source->key, source->num_rows, source->row_width(), source->cost);
+  PendingPtr pending =
+      make_pending(source->key, source->num_rows, source->row_width(), source->cost, source->tenant);
   pending->source = source;
   if (!is_contiguous)
     allocate_device_pages(*pending, false);
@@ -168,7 +244,7 @@ bool Ledger::finish_write(Pending& pending, const std::optional<Fence>& fence, b
     }
     pending.tier->free(pending.leftover_pages, fences);
     pending.tier->free(pending.pages, fences);
-    counts_.rejections += !failed && pending.source == nullptr;
+    counts_.rejections += !failed && counts_as_rejected(pending);
     return false;
   }
   for (auto demotion = pending.demotions.rbegin(); demotion != pending.demotions.rend(); ++demotion) {
@@ -182,22 +258,27 @@ bool Ledger::finish_write(Pending& pending, const std::optional<Fence>& fence, b
     }
   }
   pending.tier->free(pending.leftover_pages, pending.fences);
-  if (pending.source != nullptr) {
-    const EntryPtr* current = index_->find(pending.key);
-    if (current == nullptr || *current != pending.source) {
-      FenceSet written;
-      written.add(*fence);
-      pending.tier->free(pending.pages, written);
-      return false;
+  if (!is_wanted(pending)) {
+    FenceSet written;
+    written.add(*fence);
+    if (copy != nullptr) {
+      written.add(*copy->copied);  // it reads `pages`
+      copy->tier->free(copy->pages, written);
     }
+    pending.tier->free(pending.pages, written);
+    counts_.rejections += counts_as_rejected(pending);
+    return false;
   }
   const auto make_entry = [&pending](const std::shared_ptr<Tier>& tier, const Pages& pages,
                                      const Fence& written) {
-    return std::make_shared<Entry>(pending.key, pending.cost, tier,
-                                   tier->describe(pages, pending.num_rows, pending.row_width), written);
+    auto made = std::make_shared<Entry>(pending.key, pending.cost, tier,
+                                        tier->describe(pages, pending.num_rows, pending.row_width), written);
+    made->tenant = pending.tenant;
+    return made;
   };
   EntryPtr entry = make_entry(pending.tier, pending.pages, *fence);
   if (pending.source != nullptr) {
+    entry->is_offered = pending.source->is_offered;
     index_->promote(std::move(entry));
     ++counts_.promotions;
     return true;
@@ -205,6 +286,10 @@ bool Ledger::finish_write(Pending& pending, const std::optional<Fence>& fence, b
   pending_demotions_.erase(pending.key);
   if (contains(pending.key)) drop(pending.key);
   evicted_.remove(pending.key);
+  if (pending.is_fetch)
+    entry->is_offered = true;
+  else if (pending.is_offer || offers_.hits() == 0)
+    offer(*entry);
   if (copy == nullptr) {
     entry->checksum = pending.checksum;
     index_->add(std::move(entry));
@@ -220,6 +305,16 @@ bool Ledger::finish_write(Pending& pending, const std::optional<Fence>& fence, b
   return true;
 }
 
+// Whether the rows of a finished write may be inserted: a promotion only while its entry is in the host tier,
+// and a fetch only if no other caller has inserted rows under its key.
+bool Ledger::is_wanted(const Pending& pending) const {
+  if (pending.is_rejected) return false;
+  if (pending.is_fetch) return !contains(pending.key);
+  if (pending.source == nullptr) return true;
+  const EntryPtr* current = index_->find(pending.key);
+  return current != nullptr && *current == pending.source;
+}
+
 void Ledger::advance() {
   if (index_->size() > 0) {
     counts_.evictions += index_->size();
@@ -228,6 +323,7 @@ void Ledger::advance() {
   }
   pending_demotions_.clear();
   evicted_.clear();
+  take_offers();
   ++epoch_;
 }
 
@@ -248,14 +344,15 @@ void Ledger::close() {
   if (host_ != nullptr) host_->forget_memory();
 }
 
-PendingPtr Ledger::make_pending(const Key& key, std::int64_t num_rows, std::int64_t row_width,
-                                double cost) const {
+PendingPtr Ledger::make_pending(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
+                                const Key& tenant) const {
   auto pending = std::make_shared<Pending>();
   pending->epoch = epoch_;
   pending->key = key;
   pending->num_rows = num_rows;
   pending->row_width = row_width;
   pending->cost = cost;
+  pending->tenant = tenant;
   pending->tier = device_;
   pending->memory = device_->memory();
   return pending;
@@ -272,7 +369,7 @@ void Ledger::allocate_device_pages(Pending& pending, bool has_host_copy) {
   for (auto victim = victims.rbegin(); victim != victims.rend(); ++victim) {
     const bool is_worth_copy = index_->evict(*victim);
     fences.add_all((*victim)->fences());
-    if (index_->restore_host_copy((*victim)->key))
+    if (index_->restore_host_copy(**victim))
       ++counts_.demotions;
     else if (is_worth_copy)
       uncopied.push_back(*victim);

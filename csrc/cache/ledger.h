@@ -5,7 +5,9 @@
 // method under the GIL, so no other thread, signal handler or finalizer sees a state in between.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -18,6 +20,7 @@
 #include "cache/eviction_record.h"
 #include "cache/index.h"
 #include "cache/key.h"
+#include "cache/offers.h"
 #include "cache/pending.h"
 #include "cache/tier.h"
 
@@ -59,6 +62,9 @@ class Ledger {
   // Looks up and pins an entry. An entry without exactly `num_rows` rows of `row_width` elements is dropped,
   // and the look-up is a miss; -1 stands for any number. Returns null for a miss.
   EntryPtr pin(const Key& key, std::int64_t num_rows, std::int64_t row_width = -1);
+  // Pins an entry for a reader that is no user of the rows: counts neither a hit nor a miss, does not move
+  // the entry in the order of eviction, and drops nothing. Returns null as `pin` does.
+  EntryPtr peek(const Key& key, std::int64_t num_rows, std::int64_t row_width);
   // Pins an entry that is in the index, or that is pinned already. Counts no hit.
   void pin_entry(Entry& entry) {
     if (entry.leases == 0) entry.tier->leased_pages += entry.num_pages;
@@ -78,15 +84,27 @@ class Ledger {
   // false if the entry has left the cache: another caller has reported it.
   bool report_corrupt(const EntryPtr& entry);
 
-  // Drops the entry of a key, also one that is being demoted. Returns whether there was one. A pending write
-  // may still insert rows under the key.
+  // Drops the entry of a key, also one that is being demoted. Returns whether there was one. A pending fetch
+  // of the key inserts nothing, but a pending write may still insert rows under the key.
   bool discard(const Key& key);
+  // Discards a key, or the keys of all entries of a tenant. Pending writes, promotions and fetches of the
+  // key, or of the tenant, insert nothing. Returns how many entries were dropped.
+  std::int64_t forget(const Key& key);
+  std::int64_t forget_tenant(const Key& tenant);
 
   // Allocates pages for a new entry, and evicts victims. Counts a rejection, changes nothing and returns null
   // if one of the tiers has too few pages available, or if `epoch` is not the current epoch. `row_width` must
-  // divide the width of the tiers. `target` other than kDevice needs a host tier.
+  // divide the width of the tiers. `target` other than kDevice needs a host tier. With `is_offer`, the entry
+  // is offered to the tiers below when it is inserted.
   PendingPtr begin_write(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
-                         std::int64_t epoch, WriteTo target = WriteTo::kDevice);
+                         std::int64_t epoch, WriteTo target = WriteTo::kDevice, const Key& tenant = {},
+                         bool is_offer = false);
+  // Allocates host pages for an entry that is copied from a tier below, and evicts host entries as
+  // `begin_write` does. Returns null, and counts no rejection, if there is no host tier, if it has too few
+  // pages available, if `epoch` is not the current epoch, or if the key is in the cache or is being demoted.
+  // `finish` inserts nothing, and counts no rejection, if the key is in the cache by then.
+  PendingPtr begin_fetch(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
+                         std::int64_t epoch, const Key& tenant);
   // Allocates device pages for a copy of a host entry, and evicts victims. Returns null if `source` has left
   // the host tier, or if too few pages are available. With `is_contiguous`, the pages are one run of free
   // pages: nothing is evicted, and it returns null if no run is long enough.
@@ -101,7 +119,8 @@ class Ledger {
   // `begin_write` to the device tier, into one run of free pages. Returns null if no run is long enough. Only
   // rows that need more pages than the tier has, or that are not of the current epoch, count as rejected.
   PendingPtr begin_contiguous_write(const Key& key, std::int64_t num_rows, std::int64_t row_width,
-                                    double cost, std::int64_t epoch);
+                                    double cost, std::int64_t epoch, const Key& tenant = {},
+                                    bool is_offer = false);
   // Allocates free host pages for an early copy of the device entry of a key. Returns null for a key that is
   // not in the device tier, if the entry has a host copy or a pending copy, or if too few host pages are
   // free.
@@ -131,6 +150,15 @@ class Ledger {
   // Inserts the rows of a pending write or promotion, and pins the new entry; null if it was not inserted.
   EntryPtr finish_and_pin(const PendingPtr& pending, const std::optional<Fence>& fence);
 
+  // The write-back to the tiers below, which the caller makes: it takes offers. From now on an entry is
+  // offered at its `hits`-th hit in its tier, 0: when it is inserted. -1: only at `is_offer` of a write.
+  void set_write_back(std::int64_t hits) { offers_.set_hits(hits); }
+  std::vector<Offer> take_offers();
+  // The entry of a key was not copied to a tier below: a later hit may offer it again.
+  void retract_offer(const Key& key);
+  // Whether the caller should take releases or offers. One compare: look-ups ask.
+  bool is_due() const { return releases_.size() >= num_due_releases_; }
+
   // Begins a new epoch in constant time. The pages of earlier entries are freed when they are needed.
   void advance();
   // Begins a new epoch, and frees the pages of all entries.
@@ -158,12 +186,19 @@ class Ledger {
  private:
   friend class LedgerInspection;  // tests/native plants faults
 
-  PendingPtr make_pending(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost) const;
+  // Releases that wait never change the result of a look-up, so this many are taken in one step.
+  static constexpr std::size_t kReleasesPerBatch = 64;
+
+  PendingPtr make_pending(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
+                          const Key& tenant) const;
   void make_room(const Tier& tier, std::int64_t count, const Key& key);
   void allocate_device_pages(Pending& pending, bool has_host_copy);
   bool allocate_device_run(Pending& pending);
   Pages allocate_host_pages(std::int64_t count, FenceSet& fences);
   bool finish_write(Pending& pending, const std::optional<Fence>& fence, bool failed);
+  bool is_wanted(const Pending& pending) const;
+  void reject(const std::function<bool(const Pending&)>& is_meant);
+  void offer(Entry& entry);
   void finish_early_copies(Pending& pending, const std::optional<Fence>& fence, bool failed);
   void finish_compaction(Pending& pending, const std::optional<Fence>& fence, bool failed);
   bool close_pending(const PendingPtr& pending);
@@ -191,6 +226,8 @@ class Ledger {
   std::vector<Abandoned> abandoned_;
   Claims claims_;
   EvictionRecord evicted_;
+  Offers offers_;
+  std::size_t num_due_releases_ = kReleasesPerBatch;  // 0 while offers wait
   Counts counts_;
   std::int64_t epoch_ = 0;
   std::int64_t num_leases_ = 0;

@@ -9,12 +9,13 @@
 namespace vitcache {
 
 PendingPtr Ledger::begin_contiguous_write(const Key& key, std::int64_t num_rows, std::int64_t row_width,
-                                          double cost, std::int64_t epoch) {
+                                          double cost, std::int64_t epoch, const Key& tenant, bool is_offer) {
   if (epoch != epoch_ || device_->pages_for(num_rows, row_width) > device_->layout().num_pages) {
     ++counts_.rejections;
     return nullptr;
   }
-  PendingPtr pending = make_pending(key, num_rows, row_width, cost);
+  PendingPtr pending = make_pending(key, num_rows, row_width, cost, tenant);
+  pending->is_offer = is_offer;
   if (!allocate_device_run(*pending)) return nullptr;
   pending_.insert(pending);
   return pending;
@@ -61,7 +62,7 @@ bool Ledger::demote_to_copy(const Key& key) {
   if (!is_demotable(key) || !has_host_copy(key)) return false;
   const EntryPtr entry = *index_->find(key);
   index_->evict(entry);
-  index_->restore_host_copy(entry->key);
+  index_->restore_host_copy(*entry);
   ++counts_.demotions;
   free(entry);
   return true;

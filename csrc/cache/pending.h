@@ -25,6 +25,8 @@ struct Demotion {
   EntryPtr host_entry(const Fence& copied) const {
     auto made = std::make_shared<Entry>(entry->key, entry->cost, tier,
                                         tier->describe(pages, entry->num_rows, entry->row_width()), copied);
+    made->tenant = entry->tenant;
+    made->is_offered = entry->is_offered;
     made->checksum = checksum;
     return made;
   }
@@ -54,18 +56,22 @@ struct PageMove {
   std::int64_t count;
 };
 
-// A pending `put`, reservation or promotion; or, without `pages`, pending early copies to the host tier; or a
-// pending compaction, which owns the free pages that it moves rows to.
+// A pending `put`, reservation, promotion or fetch; or, without `pages`, pending early copies to the host
+// tier; or a pending compaction, which owns the free pages that it moves rows to.
 struct Pending {
   bool is_early = false;  // early copies only: nothing was evicted
   bool is_compaction = false;
-  bool is_open = true;  // neither inserted nor freed yet
+  bool is_fetch = false;     // the rows are copied from a tier below the host tier
+  bool is_offer = false;     // the new entry is offered to the tiers below when it is inserted
+  bool is_rejected = false;  // `discard` or `forget` was called for the rows, so they are not inserted
+  bool is_open = true;       // neither inserted nor freed yet
 
   std::int64_t epoch = 0;
   Key key{};
   std::int64_t num_rows = 0;
   std::int64_t row_width = 0;
   double cost = 0;
+  Key tenant{};                  // as in Entry
   std::shared_ptr<Tier> tier;    // of the new entry
   std::shared_ptr<void> memory;  // of `pages`
   Pages pages;                   // of the new entry
@@ -81,6 +87,8 @@ struct Pending {
   // contains only `copied`, the fence behind the copies.
   FenceSet fences;
   std::optional<Fence> copied;
+
+  bool inserts_rows() const { return !is_early && !is_compaction; }
 
   void set_copied(Fence fence) {
     fences.clear();

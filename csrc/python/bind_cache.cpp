@@ -94,6 +94,8 @@ void bind_pages(py::module_& module) {
       .def_property_readonly("fences", [](const Entry& entry) { return to_list(entry.fences()); })
       .def_property_readonly("checksum", [](const Entry& entry) { return object_of(entry.checksum); })
       .def_readonly("cost", &Entry::cost)
+      .def_property_readonly("tenant", [](const Entry& entry) { return from_key(entry.tenant); })
+      .def_readonly("is_offered", &Entry::is_offered)
       .def_readonly("leases", &Entry::leases)
       .def_readonly("hits", &Entry::hits);
 }
@@ -117,6 +119,12 @@ void bind_pending(py::module_& module) {
       .def_property_readonly("epoch", [](const PendingHandle& handle) { return handle.pending->epoch; })
       .def_property_readonly("is_promotion",
                              [](const PendingHandle& handle) { return handle.pending->source != nullptr; })
+      .def_property_readonly("is_fetch", [](const PendingHandle& handle) { return handle.pending->is_fetch; })
+      // Whether `discard` or `forget` was called for the rows, so that they are not inserted.
+      .def_property_readonly("is_rejected",
+                             [](const PendingHandle& handle) { return handle.pending->is_rejected; })
+      .def_property_readonly("tenant",
+                             [](const PendingHandle& handle) { return from_key(handle.pending->tenant); })
       .def_property_readonly(
           "has_host_copy", [](const PendingHandle& handle) { return handle.pending->host_copy.has_value(); })
       .def_property_readonly("memory",

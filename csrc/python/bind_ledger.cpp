@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -77,14 +78,28 @@ void bind_writes(LedgerClass& ledger) {
       .def(
           "begin_write",
           [](const LedgerHandle& self, py::handle key, std::int64_t num_rows, std::int64_t row_width,
-             double cost, std::optional<std::int64_t> epoch, const std::string& tier) {
+             double cost, std::optional<std::int64_t> epoch, const std::string& tier, const py::bytes& tenant,
+             bool offer) {
             return self.begin([&](Ledger& ledger) {
               return ledger.begin_write(read_key(key), num_rows, row_width, cost,
-                                        epoch.value_or(ledger.epoch()), target_of(ledger, tier));
+                                        epoch.value_or(ledger.epoch()), target_of(ledger, tier),
+                                        read_digest(tenant), offer);
             });
           },
           py::arg("key"), py::arg("num_rows"), py::arg("row_width"), py::arg("cost"), py::arg("epoch"),
-          py::arg("tier") = "device")
+          py::arg("tier") = "device", py::arg("tenant") = py::bytes(), py::arg("offer") = false)
+      // None also once the cache is closed.
+      .def(
+          "begin_fetch",
+          [](const LedgerHandle& self, py::handle key, std::int64_t num_rows, std::int64_t row_width,
+             double cost, std::int64_t epoch, const py::bytes& tenant) -> std::shared_ptr<PendingHandle> {
+            if (self.any().is_closed()) return nullptr;
+            return self.begin([&](Ledger& ledger) {
+              return ledger.begin_fetch(read_key(key), num_rows, row_width, cost, epoch, read_digest(tenant));
+            });
+          },
+          py::arg("key"), py::arg("num_rows"), py::arg("row_width"), py::arg("cost"), py::arg("epoch"),
+          py::arg("tenant"))
       .def(
           "begin_promotion",
           [](const LedgerHandle& self, const EntryPtr& source, bool contiguous) {
@@ -113,13 +128,15 @@ void bind_orders(LedgerClass& ledger) {
       .def(
           "begin_contiguous_write",
           [](const LedgerHandle& self, py::handle key, std::int64_t num_rows, std::int64_t row_width,
-             double cost, std::optional<std::int64_t> epoch) {
+             double cost, std::optional<std::int64_t> epoch, const py::bytes& tenant, bool offer) {
             return self.begin([&](Ledger& ledger) {
               return ledger.begin_contiguous_write(read_key(key), num_rows, row_width, cost,
-                                                   epoch.value_or(ledger.epoch()));
+                                                   epoch.value_or(ledger.epoch()), read_digest(tenant),
+                                                   offer);
             });
           },
-          py::arg("key"), py::arg("num_rows"), py::arg("row_width"), py::arg("cost"), py::arg("epoch"))
+          py::arg("key"), py::arg("num_rows"), py::arg("row_width"), py::arg("cost"), py::arg("epoch"),
+          py::arg("tenant") = py::bytes(), py::arg("offer") = false)
       .def(
           "begin_copy_to_host",
           [](const LedgerHandle& self, py::handle key) {
@@ -151,6 +168,28 @@ void bind_orders(LedgerClass& ledger) {
       .def("begin_compaction", [](const LedgerHandle& self) {
         return self.begin([](Ledger& ledger) { return ledger.begin_compaction(); });
       });
+}
+
+// The calls of the write-back to the tiers below the host tier. Other threads make them, also after `close`.
+void bind_write_back(LedgerClass& ledger) {
+  ledger.def("peek", &LedgerHandle::peek, py::arg("key"), py::arg("num_rows"), py::arg("row_width"))
+      .def(
+          "set_write_back",
+          [](const LedgerHandle& self, std::int64_t hits) { self.any().set_write_back(hits); },
+          py::arg("hits"))
+      // The offers as (key, number of rows, row width, tenant, number of bytes).
+      .def("take_offers",
+           [](const LedgerHandle& self) {
+             std::vector<std::tuple<py::bytes, std::int64_t, std::int64_t, py::bytes, std::int64_t>> taken;
+             for (const Offer& offer : self.any().take_offers())
+               taken.emplace_back(from_key(offer.key), offer.num_rows, offer.row_width,
+                                  from_key(offer.tenant), offer.num_bytes);
+             return taken;
+           })
+      .def(
+          "retract_offer",
+          [](const LedgerHandle& self, py::handle key) { self.any().retract_offer(read_key(key)); },
+          py::arg("key"));
 }
 
 void bind_releases(LedgerClass& ledger) {
@@ -205,6 +244,20 @@ void bind_state(LedgerClass& ledger) {
             return self.open().discard(read_key(key));
           },
           py::arg("key"))
+      .def(
+          "forget",
+          [](const LedgerHandle& self, py::handle key) {
+            const Mutation mutation;
+            return self.open().forget(read_key(key));
+          },
+          py::arg("key"))
+      .def(
+          "forget_tenant",
+          [](const LedgerHandle& self, py::handle tenant) {
+            const Mutation mutation;
+            return self.open().forget_tenant(read_key(tenant));
+          },
+          py::arg("tenant"))
       // None if the ledger records no evictions.
       .def("take_evicted",
            [](const LedgerHandle& self) -> py::object {
@@ -332,6 +385,7 @@ void bind_ledger(py::module_& module) {
   bind_look_ups(ledger);
   bind_writes(ledger);
   bind_orders(ledger);
+  bind_write_back(ledger);
   bind_releases(ledger);
   bind_state(ledger);
   bind_claims(ledger);

@@ -25,6 +25,11 @@ inline Key read_key(pybind11::handle object) {
   return Key::from_bytes(PyBytes_AS_STRING(object.ptr()));
 }
 
+// A digest of 32 bytes; empty bytes stand for zeros.
+inline Key read_digest(const pybind11::bytes& bytes) {
+  return PyBytes_GET_SIZE(bytes.ptr()) == 0 ? Key{} : read_key(bytes);
+}
+
 inline pybind11::bytes from_key(const Key& key) { return {key.bytes(), kKeyBytes}; }
 
 inline pybind11::list from_keys(const std::vector<Key>& keys) {

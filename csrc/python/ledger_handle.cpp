@@ -19,10 +19,7 @@ namespace py = pybind11;
 namespace vitcache {
 namespace {
 
-// A look-up asks its caller to unpin the released leases once there are this many. Releases that wait never
-// change the result of a look-up.
-constexpr std::size_t kReleasesPerBatch = 64;
-// The same for the events of policies that are written in Python.
+// A look-up asks its caller to call policies that are written in Python once there are this many events.
 constexpr std::size_t kEventsPerBatch = 4096;
 
 MakePolicy policy_maker(const std::string& policy) {
@@ -130,11 +127,18 @@ py::object LedgerHandle::get(py::handle key, py::handle num_rows) const {
 }
 
 bool LedgerHandle::is_due() const {
-  if (ledger_->releases().size() >= kReleasesPerBatch) return true;
+  if (ledger_->is_due()) return true;
   if (!is_external_) return false;
   std::size_t events = external_policy(*ledger_, "device").num_events();
   if (ledger_->host() != nullptr) events += external_policy(*ledger_, "host").num_events();
   return events >= kEventsPerBatch;
+}
+
+py::object LedgerHandle::peek(py::handle key, std::int64_t num_rows, std::int64_t row_width) const {
+  const Mutation mutation;
+  if (ledger_->is_closed()) return py::none();
+  EntryPtr entry = open().peek(read_key(key), num_rows, row_width);
+  return entry == nullptr ? py::none() : make(std::move(entry));
 }
 
 py::list LedgerHandle::get_many(const py::list& keys, const std::vector<std::int64_t>& num_rows,

@@ -81,7 +81,11 @@ class LedgerHandle {
   // nor a small int, or if the handle `is_due`: Python then checks, drains and asks again.
   pybind11::object get(pybind11::handle key, pybind11::handle num_rows) const;
 
-  // Whether Python must unpin released leases, or call policies that are written in Python.
+  // Returns a lease that counts neither as a hit nor as a miss (`Ledger::peek`), or None; None once the cache
+  // is closed.
+  pybind11::object peek(pybind11::handle key, std::int64_t num_rows, std::int64_t row_width) const;
+
+  // Whether Python must unpin released leases, take offers, or call policies that are written in Python.
   bool is_due() const;
 
   // Row widths that look-ups expect, one per key or item, -1 for any width. None: any width for all.

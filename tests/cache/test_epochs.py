@@ -162,6 +162,8 @@ CALLS: dict[str, Callable[[EmbeddingCache, Lease], object]] = {
     "has_room": lambda cache, _: cache.has_room(1),
     "pages_for": lambda cache, _: cache.pages_for(1),
     "discard": lambda cache, _: cache.discard(KEYS[0]),
+    "forget": lambda cache, _: cache.forget(KEYS[0]),
+    "forget_tenant": lambda cache, _: cache.forget_tenant("one"),
     "copy_to_host": lambda cache, _: cache.copy_to_host(KEYS[0]),
     "demote": lambda cache, _: cache.demote(KEYS[0]),
     "compact": lambda cache, _: cache.compact(),

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from vitcache.arguments import to_int, to_ms
 from vitcache.keys.content import KEY_BYTES, check_key
+from vitcache.tiers.names import tenant_digest
 
 # No entry has this number of rows, and no epoch has this number.
 MOST_ROWS = 1 << 60
@@ -70,6 +71,18 @@ def to_cost(encode_ms: float | None, num_rows: int) -> float:
 def _estimated_ms(num_rows: int) -> float:
     # Memoised, so that entries of equal length share one float.
     return num_rows * MS_PER_ROW
+
+
+def check_tenant(tenant: str) -> None:
+    """Raise TypeError if the name of a tenant is not a str."""
+    if not isinstance(tenant, str):
+        raise TypeError(f"tenant must be a str, got {type(tenant).__name__}")
+
+
+@lru_cache(maxsize=4096)
+def tenant_label(tenant: str) -> bytes:
+    """Return the digest that labels the entries of a tenant, 32 bytes."""
+    return tenant_digest(tenant)
 
 
 def check_tier(tier: str, has_host_tier: bool) -> None:

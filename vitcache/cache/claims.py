@@ -23,6 +23,7 @@ class Store(Protocol):
         epoch: int | None = None,
         encode_ms: float | None = None,
         tier: str = "device",
+        tenant: str = "",
     ) -> bool:
         """See `EmbeddingCache.put`."""
 
@@ -34,6 +35,7 @@ class Store(Protocol):
         epoch: int | None = None,
         encode_ms: float | None = None,
         row_width: int | None = None,
+        tenant: str = "",
     ) -> Reservation | None:
         """See `EmbeddingCache.reserve`."""
 
@@ -98,18 +100,27 @@ class Claim:
         """Whether this claim is the owner's: its caller must encode the item and release the claim."""
         return self._claim.is_mine
 
-    def put(self, rows: Tensor, *, encode_ms: float | None = None, tier: str = "device") -> bool:
+    def put(
+        self, rows: Tensor, *, encode_ms: float | None = None, tier: str = "device", tenant: str = ""
+    ) -> bool:
         """Call `EmbeddingCache.put` with the key and epoch of the claim. Also allowed after `release`."""
         self._claim.take_over("Claim.put")
-        return self._store.put(self.key, rows, epoch=self.epoch, encode_ms=encode_ms, tier=tier)
+        return self._store.put(
+            self.key, rows, epoch=self.epoch, encode_ms=encode_ms, tier=tier, tenant=tenant
+        )
 
     def reserve(
-        self, num_rows: int, *, encode_ms: float | None = None, row_width: int | None = None
+        self,
+        num_rows: int,
+        *,
+        encode_ms: float | None = None,
+        row_width: int | None = None,
+        tenant: str = "",
     ) -> Reservation | None:
         """Call `EmbeddingCache.reserve` with the key and epoch of the claim. Also allowed after `release`."""
         self._claim.take_over("Claim.reserve")
         return self._store.reserve(
-            self.key, num_rows, epoch=self.epoch, encode_ms=encode_ms, row_width=row_width
+            self.key, num_rows, epoch=self.epoch, encode_ms=encode_ms, row_width=row_width, tenant=tenant
         )
 
     def wait(self, timeout_s: float | None = None, *, call: str = "Claim.wait") -> bool:

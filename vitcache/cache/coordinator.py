@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from vitcache._native import Entry, Ledger, Pending, Tier
+from vitcache.cache.call_arguments import tenant_label, to_cost
 from vitcache.cache.checksums import Checksums, is_intact
 from vitcache.cache.host_copies import HostCopies
 from vitcache.cache.python_policy import PythonPolicies
@@ -104,12 +105,24 @@ class CacheCoordinator:
             raise
 
     def write(
-        self, key: bytes, num_rows: int, row_width: int, cost: float, epoch: int | None, tier: str
+        self,
+        key: bytes,
+        num_rows: int,
+        row_width: int,
+        cost: float,
+        epoch: int | None,
+        tier: str,
+        tenant: str = "",
+        offer: bool = False,
     ) -> Reservation | None:
-        """Reserve pages for new rows in a tier, ``"both"`` included; log it if they are rejected."""
+        """Reserve pages for new rows in a tier, ``"both"`` included; log it if they are rejected.
+
+        `offer`: whether the entry is offered to the tiers below when it is inserted.
+        """
+        label = tenant_label(tenant)
 
         def begin(ledger: Ledger) -> Pending | None:
-            pending = ledger.begin_write(key, num_rows, row_width, cost, epoch, tier)
+            pending = ledger.begin_write(key, num_rows, row_width, cost, epoch, tier, label, offer)
             if pending is None:
                 tiers = [each for each in self.tiers if tier in (each.name, "both")]
                 self.refusals.warn_write(ledger, tiers, num_rows, row_width, epoch)
@@ -118,17 +131,54 @@ class CacheCoordinator:
         return self.reserve(begin)
 
     def write_contiguous(
-        self, key: bytes, num_rows: int, row_width: int, cost: float, epoch: int | None
+        self,
+        key: bytes,
+        num_rows: int,
+        row_width: int,
+        cost: float,
+        epoch: int | None,
+        tenant: str = "",
+        offer: bool = False,
     ) -> Reservation | None:
-        """Reserve one run of free device pages for new rows; log it if they are rejected."""
+        """Reserve one run of free device pages, as `write` does; log it if the rows are rejected."""
+        label = tenant_label(tenant)
 
         def begin(ledger: Ledger) -> Pending | None:
-            pending = ledger.begin_contiguous_write(key, num_rows, row_width, cost, epoch)
+            pending = ledger.begin_contiguous_write(key, num_rows, row_width, cost, epoch, label, offer)
             if pending is None:
                 self.refusals.warn_write(ledger, self.tiers[:1], num_rows, row_width, epoch, of_room=False)
             return pending
 
         return self.reserve(begin)
+
+    def begin_fetch(
+        self, key: bytes, num_rows: int, row_width: int, epoch: int, tenant_digest: bytes
+    ) -> HostReservation | None:
+        """Reserve host pages for an entry that is copied from a tier below the host tier.
+
+        Makes no CUDA call and queues nothing: released leases keep their pages until the next `drain`. The
+        caller writes `HostReservation.host_parts` on the host. `HostReservation.commit` inserts nothing, and
+        logs nothing, if the key is in the cache by then, was discarded or forgotten, or the epoch changed.
+
+        Returns
+        -------
+        HostReservation or None
+            None if the key is in the cache, too few host pages are free or evictable, `epoch` is not the
+            current epoch, the cache has no host tier, or it was closed. Nothing is counted or logged.
+        """
+        cost = to_cost(None, num_rows)
+        pending = self.ledger.begin_fetch(key, num_rows, row_width, cost, epoch, tenant_digest)
+        if pending is None:
+            return None
+        return HostReservation(pending, self._device, self.timeline, self._finish)
+
+    def forget(self, key: bytes) -> int:
+        """Drop the entry of a key, and reject its pending writes; return how many entries were dropped."""
+        return self.ledger.forget(key)
+
+    def forget_tenant(self, tenant: str) -> int:
+        """Drop the entries of a tenant, and reject its pending writes; return how many were dropped."""
+        return self.ledger.forget_tenant(tenant_label(tenant))
 
     def promote(self, source: Entry, contiguous: bool = False) -> Reservation | None:
         """Reserve device pages for a copy of a host entry; see `EmbeddingCache.promote`."""
@@ -229,6 +279,6 @@ class CacheCoordinator:
             result = WriteResult(lease is not None, lease)
         else:
             result = WriteResult(self.ledger.finish(pending, fence, failed))
-        if not (result.inserted or failed or pending.is_promotion):
+        if not (result.inserted or failed or pending.is_promotion or pending.is_fetch):
             self.refusals.warn_commit(pending, self.ledger.last_epoch)
         return result

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.arguments import INT64_MAX, check_bool, to_bytes, to_device, to_int
+from vitcache.arguments import INT64_MAX, check_bool, to_bytes, to_device, to_int, to_timeout
 from vitcache.cache.call_arguments import (
     MOST_ROWS,
     check_discard_tier,
     check_keys,
     check_num_rows,
     check_row_widths,
+    check_tenant,
     check_tier,
     to_cost,
     to_row_width,
@@ -188,6 +189,7 @@ class EmbeddingCache:
         epoch: int | None = None,
         encode_ms: float | None = None,
         tier: str = "device",
+        tenant: str = "",
     ) -> bool:
         """Copy `rows` into the cache and insert them under `key`. An entry under `key` is replaced.
 
@@ -210,15 +212,18 @@ class EmbeddingCache:
             ``"device"``; ``"host"``: only in the host tier, so that no device entry is evicted; or
             ``"both"``: in the device tier with a host copy, so that a later demotion needs no copy. If one of
             the tiers rejects the rows, ``"both"`` writes neither.
+        tenant
+            Name of the tenant whose rows these are: a label for `forget_tenant`. It is not a part of `key`:
+            keys of two tenants differ if they were made with different `Namespace.tenant`.
 
         Returns
         -------
         bool
             False if the rows were rejected: they need more pages than are free or evictable (leased pages are
-            not), `epoch` is not the current epoch, or another thread called `clear`, `advance_epoch` or
-            `close` during the call. In the first two cases `put` evicts no entry and keeps the entry under
-            `key`. In all cases the rejection is counted in `CacheStats.rejections`. The first rejection for
-            each reason also logs a warning.
+            not), `epoch` is not the current epoch, or another thread called `clear`, `advance_epoch`,
+            `close`, or `forget` or `forget_tenant` of these rows during the call. In the first two cases
+            `put` evicts no entry and keeps the entry under `key`. In all cases the rejection is counted in
+            `CacheStats.rejections`. The first rejection for each reason also logs a warning.
 
         Raises
         ------
@@ -228,7 +233,7 @@ class EmbeddingCache:
             is unknown or needs a host tier that the cache does not have.
         TypeError
             If `key` is not bytes, `rows` is not a dense tensor of float32, float16 or bfloat16 on the CPU or
-            CUDA, `epoch` is not an int, `encode_ms` is not a number, or `tier` is not a str.
+            CUDA, `epoch` is not an int, `encode_ms` is not a number, or `tier` or `tenant` is not a str.
         RuntimeError
             If the cache was closed. If the current stream is cudaStreamPerThread, a different stream in each
             thread; nothing is evicted then.
@@ -254,7 +259,7 @@ class EmbeddingCache:
         rows = check_rows(rows, self.row_width, True)
         if tier != "device":
             check_tier(tier, self.has_host_tier)
-        reservation = self._reserve(key, rows.shape[0], rows.shape[1], epoch, encode_ms, tier)
+        reservation = self._reserve(key, rows.shape[0], rows.shape[1], epoch, encode_ms, tier, tenant)
         if reservation is None:
             return False
         with reservation:
@@ -270,6 +275,7 @@ class EmbeddingCache:
         encode_ms: float | None = None,
         row_width: int | None = None,
         contiguous: bool = False,
+        tenant: str = "",
     ) -> Reservation | None:
         """Reserve device pages for the rows of `key`: a `put` whose rows are written and inserted later.
 
@@ -295,6 +301,8 @@ class EmbeddingCache:
             Whether the pages must be one run of adjacent pages, so that `Reservation.segments`, and later
             `Lease.segments`, return one view. It is taken from the shortest run of free pages that is long
             enough. Pages of earlier epochs are freed before; no entry of this epoch is evicted.
+        tenant
+            As in `put`.
 
         Returns
         -------
@@ -311,7 +319,7 @@ class EmbeddingCache:
             finite, or `row_width` does not divide the cache's.
         TypeError
             If `key` is not bytes, `num_rows`, `epoch` or `row_width` is not an int, `encode_ms` is not a
-            number, or `contiguous` is not a bool.
+            number, `contiguous` is not a bool, or `tenant` is not a str.
         RuntimeError
             If the cache was closed. If the current stream is cudaStreamPerThread; nothing is evicted then.
 
@@ -336,7 +344,7 @@ class EmbeddingCache:
         check_key(key)
         width = to_row_width("row_width", row_width, self.row_width)
         check_bool("contiguous", contiguous)
-        return self._reserve(key, to_rows(num_rows), width, epoch, encode_ms, "device", contiguous)
+        return self._reserve(key, to_rows(num_rows), width, epoch, encode_ms, "device", tenant, contiguous)
 
     def _reserve(
         self,
@@ -346,15 +354,18 @@ class EmbeddingCache:
         epoch: int | None,
         encode_ms: float | None,
         tier: str,
+        tenant: str,
         contiguous: bool = False,
     ) -> Reservation | None:
         """`reserve` in a tier, with a key and numbers that were checked."""
         if epoch is not None:
             epoch = min(to_int("epoch", epoch, 0), MOST_ROWS)
         cost = to_cost(encode_ms, num_rows)
+        if type(tenant) is not str:
+            check_tenant(tenant)
         if contiguous:
-            return self._coordinator.write_contiguous(key, num_rows, row_width, cost, epoch)
-        return self._coordinator.write(key, num_rows, row_width, cost, epoch, tier)
+            return self._coordinator.write_contiguous(key, num_rows, row_width, cost, epoch, tenant)
+        return self._coordinator.write(key, num_rows, row_width, cost, epoch, tier, tenant)
 
     def discard(self, key: bytes, *, tier: str | None = None) -> bool:
         """Drop the entry under `key`. Counts as an eviction if the entry leaves the cache, and not as a miss.
@@ -400,6 +411,97 @@ class EmbeddingCache:
             return self._ledger.discard(key)
         check_discard_tier(tier)
         return self._ledger.discard_from_host(key)
+
+    def forget(self, key: bytes, *, timeout_s: float | None = 5.0) -> int:
+        """Drop the rows of `key` from every tier, and keep rows that are on their way from being inserted.
+
+        As `discard`, and a reservation or promotion under the key that is open now inserts nothing, nor does
+        a `put` of another thread that runs now: their `commit` returns False, which counts as a rejection
+        unless it is a promotion. A `put` that is called later inserts its rows.
+
+        Parameters
+        ----------
+        key
+            32 bytes.
+        timeout_s
+            Seconds to wait at most. None: no limit. The device tier and the host tier need no wait.
+
+        Returns
+        -------
+        int
+            Number of entries that were dropped: 1, or 0 if there was none. A host copy is not counted.
+
+        Raises
+        ------
+        ValueError
+            If `key` is not of 32 bytes, or `timeout_s` is negative or not finite.
+        TypeError
+            If `key` is not bytes, or `timeout_s` is neither None nor a number.
+        RuntimeError
+            If the cache was closed.
+
+        Notes
+        -----
+        Leases on the entry stay readable. The bytes of the rows stay in memory until other rows overwrite
+        them.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=128, page_rows=4)
+        >>> reservation = cache.reserve(bytes(32), 4)
+        >>> cache.put(bytes(32), torch.ones(4, 4))
+        True
+        >>> cache.forget(bytes(32)), bytes(32) in cache, reservation.commit()
+        (1, False, False)
+        """
+        check_key(key)
+        to_timeout("timeout_s", timeout_s)
+        return self._coordinator.forget(key)
+
+    def forget_tenant(self, tenant: str, *, timeout_s: float | None = 5.0) -> int:
+        """Drop all rows of a tenant from every tier: `forget` of each key that was inserted for it.
+
+        Rows are of the tenant that was passed to `put` or `reserve`; ``""`` is the tenant of rows for which
+        none was passed. The call looks at every entry.
+
+        Parameters
+        ----------
+        tenant
+            Name of the tenant.
+        timeout_s
+            As in `forget`.
+
+        Returns
+        -------
+        int
+            Number of entries that were dropped. Host copies are not counted.
+
+        Raises
+        ------
+        ValueError
+            If `timeout_s` is negative or not finite.
+        TypeError
+            If `tenant` is not a str, or `timeout_s` is neither None nor a number.
+        RuntimeError
+            If the cache was closed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=128, page_rows=4)
+        >>> cache.put(bytes(32), torch.ones(4, 4), tenant="one")
+        True
+        >>> cache.put(bytes([1]) * 32, torch.ones(4, 4), tenant="two")
+        True
+        >>> cache.forget_tenant("one"), len(cache)
+        (1, 1)
+        """
+        check_tenant(tenant)
+        to_timeout("timeout_s", timeout_s)
+        return self._coordinator.forget_tenant(tenant)
 
     def copy_to_host(self, key: bytes) -> bool:
         """Make a host copy of a device entry in free host pages, so that a later `demote` needs no copy.

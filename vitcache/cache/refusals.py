@@ -11,8 +11,8 @@ from vitcache.pages.reservation import logger
 class RefusalLog:
     """Logs the first refusal of each reason. All refusals are counted in `CacheStats.rejections`.
 
-    The reasons are, per tier: more pages than the tier has, and more than are free or evictable; and rows of
-    an earlier epoch. Any thread may call.
+    The reasons are, per tier: more pages than the tier has, and more than are free or evictable; rows of an
+    earlier epoch; and rows that were forgotten while they were written. Any thread may call.
 
     Attributes
     ----------
@@ -54,9 +54,11 @@ class RefusalLog:
         self._warn(kind, num_rows, row_width, tier, reason)
 
     def warn_commit(self, pending: Pending, epoch: int) -> None:
-        """Log that a write was not inserted, because its epoch is not `epoch`, the current one."""
-        reason = describe_epochs(pending.epoch, epoch)
-        self._warn("epoch", pending.num_rows, pending.row_width, pending.tier, reason)
+        """Log that a write was not inserted: it was forgotten, or is not of `epoch`, the current epoch."""
+        kind, reason = "epoch", describe_epochs(pending.epoch, epoch)
+        if pending.epoch == epoch and pending.is_rejected:
+            kind, reason = "forgotten", "their key or their tenant was forgotten"
+        self._warn(kind, pending.num_rows, pending.row_width, pending.tier, reason)
 
     def _warn(self, kind: str, num_rows: int, row_width: int, tier: Tier, reason: str) -> None:
         mine = object()

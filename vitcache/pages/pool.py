@@ -18,6 +18,10 @@ from vitcache.rows import KINDS, check_extent
 # Handles of the legacy default stream. cudaStreamPerThread is refused earlier.
 DEFAULT_STREAMS = (0, 1)
 
+# The memory of a host tier begins at a multiple of this many bytes, so that files can be read into it with
+# O_DIRECT. Page-locked memory does, too (csrc/runtime/pinned_region.cpp).
+HOST_ALIGNMENT = 4096
+
 
 class PagePool:
     """The memory of one tier: a tensor of `num_pages * page_rows` rows.
@@ -70,7 +74,8 @@ class PagePool:
                 memory = allocate_pinned(num_pages * self.page_bytes, device, self._runtime)
             else:
                 place = device if tier == "device" else torch.device("cpu")
-                memory = _allocate(f"{tier}_bytes", num_pages * self.page_bytes, place)
+                alignment = 1 if tier == "device" else HOST_ALIGNMENT
+                memory = _allocate(f"{tier}_bytes", num_pages * self.page_bytes, place, alignment)
             self.rows = memory.view(dtype).view(-1, row_width)
         self._for_device = device
         self._address = self.rows.data_ptr()
@@ -189,11 +194,15 @@ class PagePool:
         return self.rows.narrow(0, page * self.page_rows, length)
 
 
-def _allocate(argument: str, num_bytes: int, device: torch.device) -> Tensor:
-    """Return a uint8 tensor. Raises MemoryError, which names `argument`, if it cannot be allocated."""
+def _allocate(argument: str, num_bytes: int, device: torch.device, alignment: int) -> Tensor:
+    """Return a uint8 tensor whose address is a multiple of `alignment`.
+
+    Raises MemoryError, which names `argument`, if it cannot be allocated.
+    """
     try:
-        if num_bytes <= sys.maxsize:
-            return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        if num_bytes + alignment - 1 <= sys.maxsize:
+            memory = torch.empty(num_bytes + alignment - 1, dtype=torch.uint8, device=device)
+            return memory.narrow(0, -memory.data_ptr() % alignment, num_bytes)
     except RuntimeError as error:
         # On the CPU torch raises a plain RuntimeError, as a signal handler may; on CUDA a class of its own.
         is_of_host = device.type != "cuda" and "alloc" in str(error)
