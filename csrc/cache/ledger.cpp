@@ -134,6 +134,10 @@ void Ledger::offer(Entry& entry) {
   if (offers_.size() > 0) num_due_releases_ = 0;
 }
 
+void Ledger::offer(const Key& key) {
+  if (const EntryPtr* found = index_->find(key)) offer(**found);
+}
+
 std::vector<Offer> Ledger::take_offers() {
   num_due_releases_ = kReleasesPerBatch;
   return offers_.take();

@@ -154,6 +154,8 @@ class Ledger {
   // offered at its `hits`-th hit in its tier, 0: when it is inserted. -1: only at `is_offer` of a write.
   void set_write_back(std::int64_t hits) { offers_.set_hits(hits); }
   std::vector<Offer> take_offers();
+  // Offers the entry of a key now, unless it was offered before or is in no tier.
+  void offer(const Key& key);
   // The entry of a key was not copied to a tier below: a later hit may offer it again.
   void retract_offer(const Key& key);
   // Whether the caller should take releases or offers. One compare: look-ups ask.

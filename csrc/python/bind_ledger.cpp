@@ -177,6 +177,9 @@ void bind_write_back(LedgerClass& ledger) {
           "set_write_back",
           [](const LedgerHandle& self, std::int64_t hits) { self.any().set_write_back(hits); },
           py::arg("hits"))
+      .def(
+          "offer", [](const LedgerHandle& self, py::handle key) { self.open().offer(read_key(key)); },
+          py::arg("key"))
       // The offers as (key, number of rows, row width, tenant, number of bytes).
       .def("take_offers",
            [](const LedgerHandle& self) {

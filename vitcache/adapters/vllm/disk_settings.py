@@ -84,8 +84,8 @@ def read_disk(options: Mapping[str, Any], vllm_config: Any) -> DiskSettings | No
         )
     _check_process(getattr(vllm_config, "parallel_config", None))
     _check_identifiers(vllm_config)
-    name, why = _find_name(options, vllm_config)
-    return DiskSettings(path, max_bytes, None if name is None else _complete(name, vllm_config), why)
+    found, why = _find_name(options, vllm_config)
+    return DiskSettings(path, max_bytes, None if found is None else _complete(found, vllm_config), why)
 
 
 def _text(options: Mapping[str, Any], name: str) -> str:
