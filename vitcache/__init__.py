@@ -20,8 +20,10 @@ if TYPE_CHECKING:  # the names of `_NAMES` and `_SUBMODULES`, for type checkers
     from vitcache.adapters.transformers import attach as attach
     from vitcache.cache.claims import Claim as Claim
     from vitcache.cache.embedding_cache import EmbeddingCache as EmbeddingCache
+    from vitcache.cache.fetch import Fetch as Fetch
     from vitcache.cache.stats import CacheStats as CacheStats
     from vitcache.cache.stats import TierHits as TierHits
+    from vitcache.cache.stats import TierStats as TierStats
     from vitcache.errors import CudaError as CudaError
     from vitcache.keys.aliases import Alias as Alias
     from vitcache.keys.aliases import KeyAliases as KeyAliases
@@ -62,6 +64,8 @@ if TYPE_CHECKING:  # the names of `_NAMES` and `_SUBMODULES`, for type checkers
     from vitcache.ring.pinned_ring import PinnedRing as PinnedRing
     from vitcache.ring.pinned_ring import RingStats as RingStats
     from vitcache.ring.ticket import Ticket as Ticket
+    from vitcache.tiers.disk_tier import DiskTier as DiskTier
+    from vitcache.tiers.write_back import WriteBack as WriteBack
 
 # Maps each defining module to its public names.
 _NAMES = {
@@ -73,7 +77,8 @@ _NAMES = {
     "vitcache.adapters.transformers": ("attach",),
     "vitcache.cache.claims": ("Claim",),
     "vitcache.cache.embedding_cache": ("EmbeddingCache",),
-    "vitcache.cache.stats": ("CacheStats", "TierHits"),
+    "vitcache.cache.fetch": ("Fetch",),
+    "vitcache.cache.stats": ("CacheStats", "TierHits", "TierStats"),
     "vitcache.errors": ("CudaError",),
     "vitcache.keys.aliases": ("Alias", "KeyAliases"),
     "vitcache.keys.content": ("content_key",),
@@ -99,6 +104,8 @@ _NAMES = {
     "vitcache.placement.start_up": ("warm_up",),
     "vitcache.ring.pinned_ring": ("PinnedRing", "RingStats"),
     "vitcache.ring.ticket": ("Ticket",),
+    "vitcache.tiers.write_back": ("WriteBack",),
+    "vitcache.tiers.disk_tier": ("DiskTier",),
 }
 _SUBMODULES = ("metrics", "tracing")
 __all__ = sorted(["__version__", *(name for names in _NAMES.values() for name in names)])

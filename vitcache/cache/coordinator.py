@@ -10,6 +10,7 @@ from vitcache._native import Entry, Ledger, Pending, Tier
 from vitcache.cache.call_arguments import tenant_label, to_cost
 from vitcache.cache.checksums import Checksums, is_intact
 from vitcache.cache.host_copies import HostCopies
+from vitcache.cache.offers import Offers
 from vitcache.cache.python_policy import PythonPolicies
 from vitcache.cache.refusals import RefusalLog
 from vitcache.device.locks import new_lock
@@ -35,6 +36,8 @@ class CacheCoordinator:
         Whether rows in the host tier have checksums.
     refusals
         Logs the rows that the ledger refused.
+    offers
+        Takes the entries that are worth a copy in the tiers below; None: the cache has none.
 
     Notes
     -----
@@ -59,12 +62,15 @@ class CacheCoordinator:
         self._host_copies = HostCopies(timeline, checksums)
         self.has_checksums = checksums is not None
         self.refusals = RefusalLog()
+        self.offers: Offers | None = None
         self._drain_lock = new_lock()
         # After a failure, copies may still be queued on this stream.
         self._copy_streams = (timeline.copy_stream,)
 
     def drain(self) -> None:
         """Unpin the pages of released leases, free those of abandoned reservations, and call Python policies.
+
+        Hand entries that are worth a copy in the tiers below to their workers, and do not wait for them.
 
         When `drain` returns, all leases and reservations that were released or abandoned before the call are
         processed, even if another thread's `drain` took them from the queue.
@@ -87,6 +93,8 @@ class CacheCoordinator:
                 batch.finish([self.timeline.record(stream) for stream in batch.streams()])
         if self._policies is not None:
             self._policies.update(self.ledger)
+        if self.offers is not None:
+            self.offers.take(self.ledger)
 
     def reserve(self, begin: Callable[[Ledger], Pending | None]) -> Reservation | None:
         """Call `begin`, and queue the demotions of the pending write that it returns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,19 +18,31 @@ from vitcache.cache.call_arguments import (
     check_row_widths,
     check_tenant,
     check_tier,
+    tenant_label,
     to_cost,
     to_row_width,
     to_rows,
 )
 from vitcache.cache.claims import Claim, claim
 from vitcache.cache.construction import construct
+from vitcache.cache.fetch import Fetch
+from vitcache.cache.lower_tiers import LowerTiers
 from vitcache.cache.policies import make_policy
 from vitcache.cache.stats import CacheStats, make_stats
+from vitcache.cache.tier_arguments import (
+    check_tiers,
+    check_wanted,
+    check_weights_name,
+    check_write_back,
+    to_seconds,
+)
 from vitcache.handles import describe_count, describe_use, described, refuse_copies
 from vitcache.keys.content import check_key
 from vitcache.pages.lease import Lease, release_all
 from vitcache.pages.reservation import Reservation
 from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
+from vitcache.tiers.protocol import Tier
+from vitcache.tiers.write_back import WriteBack
 
 __all__ = ["CacheStats", "EmbeddingCache"]
 
@@ -77,6 +89,18 @@ class EmbeddingCache:
         and for the checksum, and reads all rows on the host.
     record_evictions
         How many keys of entries that left the cache are kept for `take_evicted`. 0: none.
+    tiers
+        Tiers below the host tier, such as a `DiskTier`, the nearest first. They need a host tier. Each has a
+        thread of the cache, which alone calls it, opens it at once and closes it in `close`. A tier that
+        fails or is late is left alone for some time, and the cache works without it.
+    weights_name
+        Names the weights that encode the rows, and all else that the keys do not name, for what leaves the
+        process: tiers return entries only under an equal name. Give equal names only for equal weights. None:
+        a random name, so nothing is found after a restart, and nothing is shared.
+    write_back
+        Which entries are copied to the tiers; see `WriteBack`.
+    fetch_timeout_s
+        Seconds that `fetch` and `Fetch.wait` wait by default. A tier that needs longer is late.
 
     Attributes
     ----------
@@ -91,10 +115,14 @@ class EmbeddingCache:
     ------
     ValueError
         If a number is too small or too large, `device_bytes` or `host_bytes` is less than one page, `device`
-        is not the CPU or a CUDA device, or `policy` is unknown.
+        is not the CPU or a CUDA device, or `policy` is unknown. If there are `tiers` and no host tier, two
+        tiers have one name, `weights_name` is empty, or `fetch_timeout_s` is negative or not finite.
     TypeError
         If a number is not an int, a size in bytes is neither an int nor a str, or `dtype` is not float32,
-        float16 or bfloat16, or `checksum` is not a bool. A bool is not an int.
+        float16 or bfloat16, or `checksum` is not a bool. A bool is not an int. If `tiers` is not a list or
+        tuple of tiers, or another argument is not of the type of its default.
+    RuntimeError
+        If the process cannot start the thread of a tier.
     MemoryError
         If the host tier cannot be page-locked.
     CudaError
@@ -108,7 +136,8 @@ class EmbeddingCache:
     cache is as before the call or as after it. Entries that a `put` has evicted for its pages stay evicted.
 
     Fork: a child has its own copy of a cache of the CPU. Pages that other threads had leased or reserved at
-    the fork stay so in the child. The child of a process with a cache of CUDA cannot use it: RuntimeError.
+    the fork stay so in the child. The child of a process with a cache of CUDA cannot use it: RuntimeError. In
+    a child the tiers are off: each fetch misses, nothing is stored, and `forget` raises RuntimeError.
 
     Streams: `put` and `Reservation.write` write pages on the current stream of the cache's device, after the
     last reads and writes of these pages on any stream. `Lease.use` lets the current stream wait for the
@@ -148,6 +177,10 @@ class EmbeddingCache:
         policy: str = "lru",
         checksum: bool = False,
         record_evictions: int = 0,
+        tiers: Sequence[Tier] = (),
+        weights_name: str | bytes | None = None,
+        write_back: WriteBack = WriteBack(),  # noqa: B008 - frozen
+        fetch_timeout_s: float = 0.1,
     ) -> None:
         row_width = to_int("row_width", row_width, 1, INT64_MAX)
         page_rows = to_int("page_rows", page_rows, 1, INT64_MAX)
@@ -166,6 +199,10 @@ class EmbeddingCache:
             if budget > sys.maxsize:
                 raise ValueError(f"{name} is {budget}, it must be at most {sys.maxsize}")
         make_policy(policy, 1)
+        lower = check_tiers(tiers, host_bytes > 0)
+        check_weights_name(weights_name)
+        check_write_back(write_back)
+        fetch_timeout_s = to_seconds("fetch_timeout_s", fetch_timeout_s)
         self.row_width = row_width
         self.page_rows = page_rows
         self.dtype = dtype
@@ -180,6 +217,12 @@ class EmbeddingCache:
         self._ledger = self._coordinator.ledger
         self._get = self._ledger.get  # bound once, because every look-up calls it
         self._device_tier = self._coordinator.tiers[0]
+        self._write_back_ms = write_back.encode_ms if lower else float("inf")
+        self._lower: LowerTiers | None = None
+        if lower:
+            self._lower = LowerTiers(
+                lower, self._coordinator, self.device, dtype, weights_name, write_back, fetch_timeout_s
+            )
 
     def put(
         self,
@@ -363,9 +406,10 @@ class EmbeddingCache:
         cost = to_cost(encode_ms, num_rows)
         if type(tenant) is not str:
             check_tenant(tenant)
+        offer = encode_ms is not None and cost >= self._write_back_ms
         if contiguous:
-            return self._coordinator.write_contiguous(key, num_rows, row_width, cost, epoch, tenant)
-        return self._coordinator.write(key, num_rows, row_width, cost, epoch, tier, tenant)
+            return self._coordinator.write_contiguous(key, num_rows, row_width, cost, epoch, tenant, offer)
+        return self._coordinator.write(key, num_rows, row_width, cost, epoch, tier, tenant, offer)
 
     def discard(self, key: bytes, *, tier: str | None = None) -> bool:
         """Drop the entry under `key`. Counts as an eviction if the entry leaves the cache, and not as a miss.
@@ -408,7 +452,7 @@ class EmbeddingCache:
         """
         check_key(key)
         if tier is None:
-            return self._ledger.discard(key)
+            return self._ledger.discard(key) if self._lower is None else self._lower.discard(key)
         check_discard_tier(tier)
         return self._ledger.discard_from_host(key)
 
@@ -457,8 +501,10 @@ class EmbeddingCache:
         (1, False, False)
         """
         check_key(key)
-        to_timeout("timeout_s", timeout_s)
-        return self._coordinator.forget(key)
+        timeout_s = to_timeout("timeout_s", timeout_s)
+        if self._lower is None:
+            return self._coordinator.forget(key)
+        return self._lower.forget(timeout_s, key=key)
 
     def forget_tenant(self, tenant: str, *, timeout_s: float | None = 5.0) -> int:
         """Drop all rows of a tenant from every tier: `forget` of each key that was inserted for it.
@@ -500,8 +546,10 @@ class EmbeddingCache:
         (1, 1)
         """
         check_tenant(tenant)
-        to_timeout("timeout_s", timeout_s)
-        return self._coordinator.forget_tenant(tenant)
+        timeout_s = to_timeout("timeout_s", timeout_s)
+        if self._lower is None:
+            return self._coordinator.forget_tenant(tenant)
+        return self._lower.forget(timeout_s, tenant=tenant_label(tenant))
 
     def copy_to_host(self, key: bytes) -> bool:
         """Make a host copy of a device entry in free host pages, so that a later `demote` needs no copy.
@@ -932,6 +980,153 @@ class EmbeddingCache:
                 raise
         return leases
 
+    def begin_fetch(
+        self,
+        keys: Sequence[bytes],
+        num_rows: int | Sequence[int],
+        *,
+        row_width: int | Sequence[int | None] | None = None,
+        tenant: str = "",
+    ) -> Fetch:
+        """Ask the tiers for the entries that are not in the cache, and return at once.
+
+        Entries that a tier has are copied to the host tier and then found by look-ups. The tiers are asked
+        one after the other, the nearest first. An entry that is being fetched already is not fetched twice.
+        A row that arrives after the deadline still enters the cache, unless its key is there already, was
+        discarded or forgotten, or the epoch changed. Nothing is fetched if a tier is left alone after a
+        failure, or if too many fetches wait. Without `tiers` the result is done at once.
+
+        Parameters
+        ----------
+        keys
+            Keys of 32 bytes.
+        num_rows
+            Number of rows of each entry: one int for all keys, or one int per key. An entry of another number
+            of rows is not found.
+        row_width
+            Elements of each row, in the same way. None: the cache's `row_width`.
+        tenant
+            The tenant that was passed to `put`. Entries of another tenant are not found.
+
+        Raises
+        ------
+        ValueError
+            If a key is not of 32 bytes, a number of rows is negative, a width does not divide the cache's, or
+            `num_rows` or `row_width` does not have one number per key.
+        TypeError
+            If a key is not bytes, a number is not an int, `keys` is not a list or tuple, or `tenant` is not a
+            str.
+        RuntimeError
+            If the cache was closed.
+
+        Notes
+        -----
+        Threads: any thread may call it. It waits for no tier and no stream. The worker of a tier writes host
+        pages on the host, after all work on them is complete.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache, WriteBack
+        >>> from vitcache.tiers import MemoryTier
+        >>> tier, key = MemoryTier("1MiB"), bytes(32)
+        >>> options = dict(
+        ...     dtype=torch.float32, device="cpu", device_bytes=4096, host_bytes=4096, tiers=[tier],
+        ...     weights_name="some model, revision 1", write_back=WriteBack(hits=0),
+        ... )
+        >>> with EmbeddingCache(4, **options) as cache:
+        ...     cache.put(key, torch.ones(3, 4))
+        True
+        >>> with EmbeddingCache(4, **options) as cache:  # as after a restart
+        ...     fetch = cache.begin_fetch([key], 3)  # now do other work
+        ...     print(fetch.wait(timeout_s=60), cache.get(key).tier)
+        [True] host
+        """
+        keys, counts, widths = check_wanted(keys, num_rows, row_width, self.row_width)
+        check_tenant(tenant)
+        return self._begin_fetch(keys, counts, widths, tenant, None)
+
+    def fetch(
+        self,
+        keys: Sequence[bytes],
+        num_rows: int | Sequence[int],
+        *,
+        row_width: int | Sequence[int | None] | None = None,
+        tenant: str = "",
+        timeout_s: float | None = None,
+    ) -> list[bool]:
+        """Call `begin_fetch`, wait, and return which keys are in the cache.
+
+        Parameters
+        ----------
+        keys, num_rows, row_width, tenant
+            As in `begin_fetch`.
+        timeout_s
+            Seconds to wait at most. None: the cache's `fetch_timeout_s`.
+
+        Returns
+        -------
+        list of bool
+            For each key, whether the cache has an entry under it now.
+
+        Raises
+        ------
+        ValueError, TypeError, RuntimeError
+            As `begin_fetch`; also if `timeout_s` is negative or not finite, or neither None nor a number.
+
+        Examples
+        --------
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, device="cpu", device_bytes=4096)
+        >>> cache.fetch([bytes(32)], 3)  # no tiers
+        [False]
+        """
+        keys, counts, widths = check_wanted(keys, num_rows, row_width, self.row_width)
+        check_tenant(tenant)
+        timeout_s = to_timeout("timeout_s", timeout_s)
+        return self._begin_fetch(keys, counts, widths, tenant, timeout_s).wait()
+
+    def _begin_fetch(
+        self, keys: list[bytes], counts: list[int], widths: list[int], tenant: str, timeout_s: float | None
+    ) -> Fetch:
+        if self._lower is None:
+            self._ledger.check_open()
+            return Fetch(keys, 0.0, self._ledger, lambda: None)
+        return self._lower.begin_fetch(keys, counts, widths, tenant_label(tenant), timeout_s)
+
+    def flush(self, timeout_s: float | None = 5.0) -> bool:
+        """Wait until every store that waits now is done or was left out. Without tiers, it returns True.
+
+        Parameters
+        ----------
+        timeout_s
+            Seconds to wait at most. None: no limit.
+
+        Returns
+        -------
+        bool
+            False if a store was not done within `timeout_s`.
+
+        Raises
+        ------
+        ValueError
+            If `timeout_s` is negative, infinite or NaN.
+        TypeError
+            If `timeout_s` is neither None nor a number, or is a bool.
+        RuntimeError
+            If the cache was closed.
+
+        Examples
+        --------
+        >>> from vitcache import EmbeddingCache
+        >>> with EmbeddingCache(4, device="cpu", device_bytes=4096) as cache:
+        ...     cache.flush()
+        True
+        """
+        timeout_s = to_timeout("timeout_s", timeout_s)
+        self._coordinator.drain()
+        return self._lower is None or self._lower.flush(timeout_s)
+
     def claim(self, key: bytes) -> Claim:
         """Claim the right to encode a missing `key`, so that only one caller encodes it. Never waits.
 
@@ -991,18 +1186,41 @@ class EmbeddingCache:
     def stats(self) -> CacheStats:
         """Return a snapshot of all counts and sizes."""
         self._coordinator.drain()
-        return make_stats(*self._ledger.stats())
+        return make_stats(*self._ledger.stats(), () if self._lower is None else self._lower.stats())
 
-    def clear(self) -> None:
-        """Begin a new epoch, drop all entries and free their pages. Leased pages are freed when released."""
+    def clear(self, *, weights_name: str | bytes | None = None) -> None:
+        """Begin a new epoch, drop all entries and free their pages. Leased pages are freed when released.
+
+        `weights_name`, the tiers and the exceptions are as in `advance_epoch`.
+        """
+        check_weights_name(weights_name)
         self._coordinator.drain()
-        self._ledger.clear()
+        self._begin_epoch(self._ledger.clear, weights_name)
 
-    def advance_epoch(self) -> None:
+    def advance_epoch(self, *, weights_name: str | bytes | None = None) -> None:
         """Begin a new epoch, in constant time. Entries of earlier epochs cannot be looked up any more.
 
         Call it when the model's weights have changed. The pages of the old entries count as in use until they
         are needed. They are freed before any entry of the new epoch is evicted.
+
+        If the cache has tiers, their entries are out of reach in this process at once, and no process that
+        opens the tiers later finds them: each tier revokes the name of the old weights. The call waits for
+        that for at most 1 s, and logs an error if a tier needs longer.
+
+        Parameters
+        ----------
+        weights_name
+            The name of the new weights in the tiers, as in the constructor. The name may be the same as
+            before: earlier entries are not found under it. None: a random name.
+
+        Raises
+        ------
+        ValueError
+            If `weights_name` is empty.
+        TypeError
+            If `weights_name` is neither None, a str nor bytes.
+        RuntimeError
+            If the cache was closed.
 
         Examples
         --------
@@ -1015,7 +1233,14 @@ class EmbeddingCache:
         >>> print(cache.get(bytes(32)))
         None
         """
-        self._ledger.advance()
+        check_weights_name(weights_name)
+        self._begin_epoch(self._ledger.advance, weights_name)
+
+    def _begin_epoch(self, advance: Callable[[], None], weights_name: str | bytes | None) -> None:
+        if self._lower is None:
+            advance()
+        else:
+            self._lower.advance(advance, weights_name)
 
     def check_integrity(self) -> None:
         """Check that each page has exactly one owner and that all counts are right.
@@ -1034,7 +1259,12 @@ class EmbeddingCache:
         """Drop every entry, and free the memory once the last lease is released. A second call does nothing.
 
         After `close`, every other method raises RuntimeError. Rows of existing leases stay readable.
+
+        If the cache has tiers, the stores that wait are finished and the tiers are closed, within 5 s in all.
+        If a tier hangs, an error is logged, and its thread and the memory that it may write are left behind.
         """
+        if self._lower is not None:
+            self._lower.close()
         self._coordinator.close()
 
     def __enter__(self) -> EmbeddingCache:

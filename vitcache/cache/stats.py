@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +25,77 @@ class TierHits(NamedTuple):
     hits: int
     hit_bytes: int
     saved_ms: float
+
+
+@dataclass(frozen=True)
+class TierStats:
+    """The counts of one tier below the host tier, in `CacheStats.tiers`.
+
+    Attributes
+    ----------
+    name, capacity_bytes
+        Those of the tier.
+    hits, misses
+        Number of entries that a fetch copied from the tier, and that it asked the tier for in vain.
+    damaged
+        Number of entries that did not match their header, and that the tier dropped.
+    late
+        Number of entries that were not there at the deadline of their fetch.
+    refused
+        Number of entries that a fetch did not ask the tier for: the breaker was open, too many fetches
+        waited, or the cache was closed.
+    not_admitted
+        Number of entries of the tier for which the host tier had too few pages, or which were not needed any
+        more.
+    failures
+        Number of calls of the tier that raised an exception, or left memory that the tier may still write.
+    stored, store_failures, skipped_stores
+        Number of entries that were stored; that the tier did not store; and whose store was left out, because
+        the entry had left the cache, another process stores it, the breaker was open, or too much waited.
+    erased
+        Number of entries that `discard`, `forget` and `forget_tenant` erased.
+    fetched_bytes, stored_bytes
+        Bytes of the rows of `hits` and of `stored`.
+    quarantined_bytes
+        Bytes of rows whose memory the tier may still use after a failure, now.
+    is_open
+        Whether the breaker is open: the tier is late or fails, and is not asked.
+    openings
+        How many times the breaker has opened.
+    own
+        The tier's own counts, such as ``entries`` and ``bytes``, as its worker has read them last.
+
+    Examples
+    --------
+    >>> from vitcache import EmbeddingCache
+    >>> from vitcache.tiers import MemoryTier
+    >>> tiers = [MemoryTier("1MiB")]
+    >>> with EmbeddingCache(4, device="cpu", device_bytes=4096, host_bytes=4096, tiers=tiers) as cache:
+    ...     cache.fetch([bytes(32)], 2, timeout_s=60)
+    ...     cache.stats().tiers[0].misses
+    [False]
+    1
+    """
+
+    name: str
+    capacity_bytes: int
+    hits: int
+    misses: int
+    damaged: int
+    late: int
+    refused: int
+    not_admitted: int
+    failures: int
+    stored: int
+    store_failures: int
+    skipped_stores: int
+    erased: int
+    fetched_bytes: int
+    stored_bytes: int
+    quarantined_bytes: int
+    is_open: bool
+    openings: int
+    own: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -64,6 +136,8 @@ class CacheStats:
         Bytes of all pages.
     device, host
         `TierHits` of each tier: ``hits``, ``hit_bytes`` and ``saved_ms``.
+    tiers
+        `TierStats` of each tier below the host tier, the nearest first.
     hit_rate
         Hits per look-up, between 0.0 and 1.0. Without look-ups 0.0.
 
@@ -99,6 +173,7 @@ class CacheStats:
     host_capacity_bytes: int
     device: TierHits
     host: TierHits
+    tiers: tuple[TierStats, ...] = ()
 
     @property
     def hit_rate(self) -> float:
@@ -106,7 +181,7 @@ class CacheStats:
         return self.hits / lookups if lookups else 0.0
 
 
-def make_stats(counts: dict[str, int], tiers: list[TierUse]) -> CacheStats:
+def make_stats(counts: dict[str, int], tiers: list[TierUse], lower: tuple[TierStats, ...] = ()) -> CacheStats:
     """Return the counts of the native ledger in their public form. `tiers`: device tier, then host tier.
 
     `counts` has the ledger's counts by the names of `CacheStats`, and its number of entries.
@@ -122,4 +197,5 @@ def make_stats(counts: dict[str, int], tiers: list[TierUse]) -> CacheStats:
         host_capacity_bytes=sum(tier.capacity_bytes for tier in tiers[1:]),
         device=hits[0],
         host=hits[1] if len(hits) > 1 else TierHits(0, 0, 0.0),
+        tiers=lower,
     )

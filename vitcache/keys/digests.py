@@ -25,6 +25,11 @@ def digest_of(data: bytes) -> bytes:
     return bytes(_HASHERS[ALGORITHM](data).digest())
 
 
+def new_hasher() -> Any:
+    """Return a hasher with `update` and `digest`, which runs in the calling thread alone."""
+    return _HASHERS[ALGORITHM]()
+
+
 def digests_of(contents: Iterable[Iterable[Any]], num_threads: int = 1) -> list[bytes]:
     """Return the hash of each of `contents`, 32 bytes. A content is given as blocks: contiguous buffers.
 

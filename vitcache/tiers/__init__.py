@@ -5,12 +5,18 @@ from typing import TYPE_CHECKING
 from vitcache.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from vitcache.tiers.disk_tier import DiskTier
+    from vitcache.tiers.memory_tier import MemoryTier
     from vitcache.tiers.protocol import EntryName, FetchOutcome, Tier, Transfer
 
-__all__ = ["EntryName", "FetchOutcome", "Tier", "Transfer"]
+__all__ = ["DiskTier", "EntryName", "FetchOutcome", "MemoryTier", "Tier", "Transfer"]
 
 if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
     __getattr__ = lazy_names(
         __name__,
-        {"vitcache.tiers.protocol": ("EntryName", "FetchOutcome", "Tier", "Transfer")},
+        {
+            "vitcache.tiers.disk_tier": ("DiskTier",),
+            "vitcache.tiers.memory_tier": ("MemoryTier",),
+            "vitcache.tiers.protocol": ("EntryName", "FetchOutcome", "Tier", "Transfer"),
+        },
     )

@@ -1,0 +1,180 @@
+"""`TierEngine`: one tier as its worker uses it: open, failed, or closed until it can do no harm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from vitcache.tiers.breaker import Breaker
+from vitcache.tiers.names import generation_digest
+from vitcache.tiers.protocol import Tier
+from vitcache.tiers.tier_counts import TierCounts
+from vitcache.tiers.tier_jobs import EraseJob, RevokeJob
+from vitcache.tiers.weights_name import Weights
+
+logger = logging.getLogger("vitcache.tiers")
+
+# Most erases that a tier owes. Beyond it, the oldest is dropped with an error in the log.
+MOST_OWED = 10_000
+
+# Memory that an engine may still write, because its `close` failed. Never freed.
+_kept_for_ever: list[Callable[[], object]] = []
+
+
+class TierEngine:
+    """A tier with its failures. Only the thread of its worker calls it; other threads read `is_open`.
+
+    Attributes
+    ----------
+    tier
+        The tier. A call that raises must be reported with `fail`.
+    is_open
+        Whether `open` was called, and `close` was not.
+    is_stopped
+        Whether no store may begin.
+    """
+
+    def __init__(self, tier: Tier, breaker: Breaker, counts: TierCounts) -> None:
+        self.tier = tier
+        self.is_open = False
+        self.is_stopped = False
+        self._breaker = breaker
+        self._counts = counts
+        self._has_logged = False
+        self._held: list[tuple[Callable[[], object], int]] = []
+        self._owed: list[EraseJob | RevokeJob] = []
+        self._resolved: tuple[Weights, bytes] | None = None
+
+    def is_ready(self, is_probe: bool = False) -> bool:
+        """Open the tier if it is not open, and do the erases that it owes. False: it failed.
+
+        While the breaker is open, only a probe, or a call after the back-off, opens the tier again.
+        """
+        if not (is_probe or self._breaker.is_ripe):
+            return self.is_open and not self._owed
+        if not self.is_open:
+            try:
+                self.tier.open()
+            except BaseException as error:
+                self.fail("open", error, is_probe)
+                return False
+            self.is_open = True
+        while self._owed:
+            job = self._owed.pop(0)
+            try:
+                self._erase(job)
+            except BaseException as error:
+                self._owed.insert(0, job)
+                self.fail("erase" if isinstance(job, EraseJob) else "revoke", error, is_probe)
+                return False
+        return True
+
+    def fail(self, call: str, error: object, is_probe: bool = False) -> None:
+        """Count a failed call, open the breaker, and log the first failure since the last success."""
+        self._counts.add("failures")
+        self._breaker.fail(is_probe)
+        if not self._has_logged:
+            self._has_logged = True
+            logger.error(
+                "tier %r failed in %s, and is not used until a later try succeeds: %s",
+                self.tier.name,
+                call,
+                error,
+                exc_info=error if isinstance(error, BaseException) else None,
+            )
+
+    def succeed(self) -> None:
+        """Let the next failure be logged."""
+        self._has_logged = False
+
+    def weights_of(self, weights: Weights) -> bytes:
+        """Return `EntryName.weights` of this tier. Raises what `Tier.generation` raises."""
+        if self._resolved is None or self._resolved[0] is not weights:
+            generation = self.tier.generation(weights.digest) if weights.is_named else 0
+            self._resolved = (weights, generation_digest(weights.digest, generation))
+        return self._resolved[1]
+
+    def erase(self, job: EraseJob | RevokeJob) -> None:
+        """Erase or revoke, and finish the job. If the tier fails, it owes the job, and tries it again later.
+
+        Until then the entries are neither fetched from the tier nor stored.
+        """
+        try:
+            if not self.is_ready():
+                raise RuntimeError(f"tier {self.tier.name!r} is not in use after a failure")
+            try:
+                self._erase(job)
+            except BaseException as error:
+                self.fail("erase" if isinstance(job, EraseJob) else "revoke", error)
+                raise
+        except BaseException as error:
+            job.error = error
+            self._owed.append(job)
+            if len(self._owed) > MOST_OWED:
+                del self._owed[0]
+                logger.error("tier %r owes more than %d erases; one is lost", self.tier.name, MOST_OWED)
+        finally:
+            job.finish()
+
+    def _erase(self, job: EraseJob | RevokeJob) -> None:
+        if isinstance(job, RevokeJob):
+            self._resolved = None
+            self.tier.revoke(job.weights.digest)
+        else:
+            job.num_erased = self.tier.erase(tenant=job.tenant, key=job.key)
+            self._counts.add("erased", job.num_erased)
+
+    def owes(self, weights: Weights, key: bytes, tenant: bytes) -> bool:
+        """Whether an entry may be in the tier although it was erased or revoked."""
+        return any(
+            job.matches(key, tenant) if isinstance(job, EraseJob) else job.weights.digest == weights.digest
+            for job in self._owed
+        )
+
+    def hold(self, release: Callable[[], object], num_bytes: int) -> None:
+        """Keep memory that the engine may still use, until `recycle` has closed the engine."""
+        self._held.append((release, num_bytes))
+        self._counts.add("quarantined_bytes", num_bytes)
+
+    def recycle(self) -> None:
+        """Close the tier, free the memory that it was using, and open it again.
+
+        If `close` raises, the memory is never freed. If `close` hangs, this thread hangs with it, and holds
+        the memory.
+        """
+        if self.close():
+            for release, num_bytes in self._held:
+                try:
+                    release()
+                except BaseException:
+                    logger.exception("tier %r: rows could not be released", self.tier.name)
+                self._counts.add("quarantined_bytes", -num_bytes)
+        else:
+            _kept_for_ever.extend(release for release, _ in self._held)
+        self._held.clear()
+        try:
+            self.tier.open()
+            self.is_open = True
+        except BaseException as error:
+            self.fail("open", error)
+
+    def close(self) -> bool:
+        """Close the tier if it is open. False: `close` raised."""
+        if not self.is_open:
+            return True
+        self.is_open = False
+        self._resolved = None
+        try:
+            self.tier.close()
+        except BaseException as error:
+            self.fail("close", error)
+            return False
+        return True
+
+    def read_metrics(self) -> None:
+        """Copy the tier's own counts, for threads that must not call it."""
+        if self.is_open:
+            try:
+                self._counts.own = dict(self.tier.metrics())
+            except BaseException as error:
+                self.fail("metrics", error)

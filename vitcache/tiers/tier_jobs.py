@@ -1,0 +1,146 @@
+"""The jobs of a tier's worker: fetch, store, erase, revoke."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from vitcache.tiers.completion import Completion
+from vitcache.tiers.weights_name import Weights
+
+if TYPE_CHECKING:
+    from vitcache.tiers.tier_runner import TierRunner
+
+WantedName = tuple[bytes, int, int, bytes]  # key, number of rows, row width, digest of the tenant
+
+
+class Wanted(Completion):
+    """An entry that is being fetched, for all callers that want it.
+
+    Any thread sets the flags. The worker that has the entry finishes it, and only then it leaves `table`.
+
+    Attributes
+    ----------
+    weights
+        The weights whose rows are wanted.
+    num_waiting
+        Number of callers that have not cancelled it. It is not fetched for none.
+    is_dropped
+        Whether the key or its tenant was discarded or forgotten: no row of it may enter the cache.
+    """
+
+    __slots__ = ("_table", "is_dropped", "name", "num_waiting", "weights")
+
+    def __init__(self, name: WantedName, weights: Weights, table: dict[WantedName, Wanted]) -> None:
+        super().__init__()
+        self.name = name
+        self.weights = weights
+        self.num_waiting = 1
+        self.is_dropped = False
+        self._table = table
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it need not be fetched any more."""
+        return self.is_dropped or self.num_waiting <= 0 or self.is_done
+
+    def finish(self) -> None:
+        """End the fetch, successful or not."""
+        super().finish()
+        known = self._table.pop(self.name, None)
+        if known is not None and known is not self:
+            self._table[self.name] = known
+
+
+class FetchJob:
+    """Entries that one tier is asked for, and then the tiers of `route` for those that it misses.
+
+    Attributes
+    ----------
+    deadline
+        Time of the breaker's clock from which on the tier is late.
+    is_probe
+        Whether the breaker is open, and this job tries the tier.
+    is_late
+        Whether the job was found to be late.
+    """
+
+    __slots__ = ("deadline", "is_late", "is_probe", "route", "timeout_s", "wanted", "weights")
+
+    def __init__(
+        self, wanted: list[Wanted], weights: Weights, route: Sequence[TierRunner], timeout_s: float
+    ) -> None:
+        self.wanted = wanted
+        self.weights = weights
+        self.route = route
+        self.timeout_s = timeout_s
+        self.deadline = 0.0
+        self.is_probe = False
+        self.is_late = False
+
+
+def finish_all(wanted: Sequence[Wanted]) -> None:
+    """Finish entries that no tier is asked for any more."""
+    for each in wanted:
+        each.finish()
+
+
+def send(wanted: list[Wanted], weights: Weights, route: Sequence[TierRunner], timeout_s: float) -> None:
+    """Queue a fetch with the first tier of `route` that accepts it. None does: the entries are missed."""
+    for number, runner in enumerate(route):
+        if runner.queue_fetch(FetchJob(wanted, weights, route[number + 1 :], timeout_s)):
+            return
+    finish_all(wanted)
+
+
+class StoreJob(NamedTuple):
+    """An entry that is copied to the tier, if it is in the cache when the job runs."""
+
+    key: bytes
+    num_rows: int
+    row_width: int
+    tenant: bytes
+    num_bytes: int
+    weights: Weights
+
+
+class Barrier(Completion):
+    """A place in the queue of stores: done when all stores before it are done."""
+
+    __slots__ = ()
+
+
+class EraseJob(Completion):
+    """The entries of a key, or of a tenant, that leave the tier.
+
+    Attributes
+    ----------
+    num_erased
+        Number of entries that the tier erased.
+    error
+        Why it did not, or None.
+    """
+
+    __slots__ = ("error", "key", "num_erased", "tenant")
+
+    def __init__(self, key: bytes | None = None, tenant: bytes | None = None) -> None:
+        super().__init__()
+        self.key = key
+        self.tenant = tenant
+        self.num_erased = 0
+        self.error: BaseException | None = None
+
+    def matches(self, key: bytes, tenant: bytes) -> bool:
+        """Whether an entry is one of those that leave."""
+        return self.key in (None, key) and self.tenant in (None, tenant)
+
+
+class RevokeJob(Completion):
+    """The weights whose earlier entries no process may find any more. `error` as in `EraseJob`."""
+
+    __slots__ = ("error", "weights")
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.weights = weights
+        self.error: BaseException | None = None
