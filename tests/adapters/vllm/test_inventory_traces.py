@@ -101,4 +101,6 @@ def test_nothing_is_kept_about_fetches_of_requests_that_ended(lag: int) -> None:
     while engine.running:
         engine.step()
     assert request.num_computed_tokens == request.num_tokens
+    disk.end_all()
+    assert all(item.key.identifier == "last" for item, _ in inventory.disk.take_ended())
     assert inspect_fetches(inventory.disk) == FetchState(set(), set(), 0, 0)
