@@ -1,33 +1,52 @@
-"""Rows as blocks of a file: which memory is read or written, and whether direct I/O accepts it."""
+"""Rows as blocks of a file: which memory is read or written, in pieces, and whether direct I/O accepts it."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from vitcache.tiers.header import BLOCK_BYTES
+from vitcache.tiers.header import BLOCK_BYTES, PIECE_BYTES
 
 _MOST_VIEWS = 1000  # of one call: IOV_MAX is 1024
-_PIECE_BYTES = 4 << 20
 
 
-class BlockBuffers:
-    """Two blocks of aligned memory: of a header, and of the last block of rows.
+class BlockBuffers(NamedTuple):
+    """Two blocks of aligned memory for one entry: of its header, and of the last block of its rows.
 
     Rows end anywhere in their last block. The memory behind them may belong to another entry, so this block
     is copied here and filled with zeros.
     """
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 2 * BLOCK_BYTES)
-        view = memoryview(self._memory)
-        self.header, self.last = view[:BLOCK_BYTES], view[BLOCK_BYTES:]
+    header: memoryview
+    last: memoryview
 
-    def has(self, view: memoryview) -> bool:
-        """Whether a view is of these blocks."""
-        return view.obj is self._memory
+
+def allocate_buffers(count: int) -> list[BlockBuffers]:
+    """Return buffers for `count` entries."""
+    memory = memoryview(mmap.mmap(-1, 2 * count * BLOCK_BYTES))
+    blocks = [memory[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES] for at in range(2 * count)]
+    return [BlockBuffers(*blocks[at : at + 2]) for at in range(0, 2 * count, 2)]
+
+
+class Piece(NamedTuple):
+    """Consecutive rows of a file. Each piece has a digest of its own, so two threads can hash one entry.
+
+    Attributes
+    ----------
+    offset
+        Of `views` in the file. The first piece begins with the header.
+    views
+        Whole blocks.
+    rows
+        The bytes of rows in them.
+    """
+
+    offset: int
+    views: list[memoryview]
+    rows: list[memoryview]
 
 
 class RowBlocks:
@@ -35,87 +54,86 @@ class RowBlocks:
 
     Attributes
     ----------
-    parts
-        The rows: bytes, in the memory of the caller.
     views
-        The same number of bytes, rounded up to whole blocks.
-    ends
-        The rows in the last view if it is `BlockBuffers.last`: bytes, in the memory of the caller.
+        The rows, rounded up to whole blocks.
     is_aligned
         Whether direct I/O accepts the views.
     """
 
     def __init__(self, parts: Sequence[np.ndarray], buffers: BlockBuffers) -> None:
-        self.parts = [memoryview(part) for part in parts if part.size]
-        size = sum(map(len, self.parts))
-        self._buffer = buffers.last
-        self._rest = size % BLOCK_BYTES
-        self.ends: list[memoryview] = []
-        self.views = list(self.parts)
+        used = [part for part in parts if part.size]
+        self._buffers = buffers
+        self.views = [part.data for part in used]
+        self._rest = sum(map(len, self.views)) % BLOCK_BYTES
+        self._ends: list[memoryview] = []  # the last `_rest` bytes of the rows
         missing = self._rest
         while missing:
             last = self.views.pop()
             kept = max(len(last) - missing, 0)
-            self.ends.insert(0, last[kept:])
+            self._ends.insert(0, last[kept:])
             missing -= len(last) - kept
             if kept:
                 self.views.append(last[:kept])
-        starts = [part.__array_interface__["data"][0] for part in parts if part.size]
         self.is_aligned = not any(
-            start % BLOCK_BYTES or len(view) % BLOCK_BYTES
-            for start, view in zip(starts, self.views, strict=False)
+            part.__array_interface__["data"][0] % BLOCK_BYTES or len(view) % BLOCK_BYTES
+            for part, view in zip(used, self.views, strict=False)
         )
         if self._rest:
-            self.views.append(self._buffer)
+            self.views.append(buffers.last)
 
     def fill_last(self) -> None:
         """Copy the end of the rows to the last block, and zeros behind it."""
         at = 0
-        for end in self.ends:
-            self._buffer[at : at + len(end)] = end
+        for end in self._ends:
+            self._buffers.last[at : at + len(end)] = end
             at += len(end)
-        if at:
-            self._buffer[at:] = bytes(BLOCK_BYTES - at)
+        self._buffers.last[at:] = bytes(BLOCK_BYTES - at)
 
     def take_last(self) -> bool:
         """Copy the end of the rows from the last block. Return whether zeros are behind it."""
         at = 0
-        for end in self.ends:
-            end[:] = self._buffer[at : at + len(end)]
+        for end in self._ends:
+            end[:] = self._buffers.last[at : at + len(end)]
             at += len(end)
-        return not at or bytes(self._buffer[at:]).count(0) == BLOCK_BYTES - at
+        return not at or bytes(self._buffers.last[at:]).count(0) == BLOCK_BYTES - at
 
-
-def pieces(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """Divide views into lists of limited length and size, each for one call of the operating system."""
-    piece: list[memoryview] = []
-    size = 0
-    for view in views:
-        at = 0
-        while at < len(view):
-            part = view[at : at + _PIECE_BYTES - size]
-            piece.append(part)
-            at += len(part)
-            size += len(part)
-            if size == _PIECE_BYTES or len(piece) == _MOST_VIEWS:
-                yield piece
-                piece, size = [], 0
-    if piece:
-        yield piece
+    def pieces(self) -> list[Piece]:
+        """Return the header and the rows as pieces of `PIECE_BYTES`, at least one."""
+        divided: list[list[memoryview]] = [[]]
+        size = 0
+        for view in self.views:
+            at = 0
+            while at < len(view):
+                if size == PIECE_BYTES:
+                    divided.append([])
+                    size = 0
+                part = view[at : at + PIECE_BYTES - size]
+                divided[-1].append(part)
+                at += len(part)
+                size += len(part)
+        pieces = [
+            Piece(BLOCK_BYTES + number * PIECE_BYTES, views, views) for number, views in enumerate(divided)
+        ]
+        if self._rest:
+            offset, views, _ = pieces[-1]
+            pieces[-1] = Piece(offset, views, [*views[:-1], self._buffers.last[: self._rest]])
+        pieces[0] = Piece(0, [self._buffers.header, *pieces[0].views], pieces[0].rows)
+        return pieces
 
 
 def transfer(
-    call: Callable[[int, Sequence[memoryview], int], int], fd: int, views: list[memoryview], offset: int
+    call: Callable[[int, Sequence[memoryview], int], int], fd: int, views: Sequence[memoryview], offset: int
 ) -> bool:
     """Repeat `os.preadv` or `os.pwritev` until all views are done. Return False at the end of the file."""
-    while views:
-        done = call(fd, views, offset)
+    at = 0
+    while at < len(views):
+        done = call(fd, views[at : at + _MOST_VIEWS], offset)
         if done <= 0:
             return False
         offset += done
-        while views and done >= len(views[0]):
-            done -= len(views[0])
-            views = views[1:]
+        while at < len(views) and done >= len(views[at]):
+            done -= len(views[at])
+            at += 1
         if done:
-            views = [views[0][done:], *views[1:]]
+            views = [*views[:at], views[at][done:], *views[at + 1 :]]
     return True

@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import SupportsIndex
 
@@ -18,13 +18,13 @@ from vitcache.handles import described, refuse_copies
 from vitcache.tiers.checks import check_parts
 from vitcache.tiers.disk_index import DiskIndex
 from vitcache.tiers.disk_sweep import DiskSweep
-from vitcache.tiers.entry_files import ENTRIES, EntryFiles, Unreadable, has_file, remove_file
+from vitcache.tiers.entry_files import ENTRIES, EntryFiles, has_file, remove_file
+from vitcache.tiers.entry_read import Unreadable
 from vitcache.tiers.erasure import erase_files
 from vitcache.tiers.folders import MISSING, REFUSED, check_root, make_folder, open_folder
 from vitcache.tiers.generations import begin_generation, read_generation
 from vitcache.tiers.header import file_bytes, pack_name, unpack_name
 from vitcache.tiers.protocol import EntryName, FetchOutcome, Transfer
-from vitcache.tiers.row_sums import RowSums
 
 logger = logging.getLogger("vitcache.tiers")
 
@@ -114,7 +114,6 @@ class DiskTier:
         check_root(self.path)
         self._owner = str(os.getpid()).encode() + secrets.token_bytes(16)
         self._files = EntryFiles(direct=self._direct)
-        self._sums = RowSums()
         self._index = DiskIndex(self.path)
         self._sweep = DiskSweep(self.path, self._index)
         self._uses: dict[bytes, int] = {}  # packed names and times in ns, not written yet
@@ -134,44 +133,28 @@ class DiskTier:
             return [entries is not None and has_file(entries, name) for name in names]
 
     def fetch(self, fetches: Sequence[Transfer]) -> list[FetchOutcome]:
-        """See `Tier.fetch`. A second thread computes checksums while the next rows are read."""
+        """See `Tier.fetch`. Two threads read and hash: one of them reads while the other one hashes."""
         outcomes = [FetchOutcome.MISS] * len(fetches)
-        checks: list[Callable[[], None] | None] = []
         for fetch in fetches:
             check_parts(fetch)
         with self._entries() as entries:
             if entries is None:
                 return outcomes
-            try:
-                for position, (name, parts) in enumerate(fetches):
-                    checks.append(None)
-                    try:
-                        checks[-1] = self._files.read(entries, name, parts, self._sums)
-                    except FileNotFoundError:
-                        continue
-                    except Unreadable as error:
-                        outcomes[position] = self._drop(entries, name, error)
-                    except OSError as error:
-                        if error.errno == errno.EIO:  # a bad sector: do not meet it again
-                            self._remove(entries, name)
-                        raise
-                for position, check in enumerate(checks):
-                    if check is not None:
-                        outcomes[position] = self._checked(entries, fetches[position].name, check)
-            finally:
-                self._sums.wait()
+            for position, error in self._files.read(entries, fetches):
+                name = fetches[position].name
+                if error is None:
+                    outcomes[position] = FetchOutcome.HIT
+                    self._uses[pack_name(name)] = time.time_ns()
+                elif isinstance(error, Unreadable):
+                    outcomes[position] = self._drop(entries, name, error)
+                elif not isinstance(error, FileNotFoundError):
+                    if getattr(error, "errno", 0) == errno.EIO:  # a bad sector: do not read it again
+                        self._remove(entries, name)
+                    raise error
         if len(self._uses) > _MOST_USES:
             with suppress(sqlite3.OperationalError):
                 self._write_uses()
         return outcomes
-
-    def _checked(self, entries: int, name: EntryName, check: Callable[[], None]) -> FetchOutcome:
-        try:
-            check()
-        except Unreadable as error:
-            return self._drop(entries, name, error)
-        self._uses[pack_name(name)] = time.time_ns()
-        return FetchOutcome.HIT
 
     def _drop(self, entries: int, name: EntryName, error: Unreadable) -> FetchOutcome:
         """Remove an entry whose file cannot be used."""
@@ -230,10 +213,7 @@ class DiskTier:
             with open_folder(self.path) as root, open_folder(ENTRIES, root, make=True) as entries:
                 if not has_file(entries, name):
                     self._evict(size, entries)
-                    try:
-                        self._files.write(root, name, store.parts, self._sums)
-                    finally:
-                        self._sums.wait()
+                    self._files.write(root, store)
                 try:
                     self._index.insert([(packed, size, time.time_ns())], self._owner)
                 except BaseException:
@@ -348,7 +328,7 @@ class DiskTier:
                 self._write_uses()
         finally:
             self._index.close()
-            self._sums.close()
+            self._files.close()
 
     @contextmanager
     def _entries(self) -> Iterator[int | None]:

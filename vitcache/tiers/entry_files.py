@@ -11,35 +11,29 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
-import numpy as np
-
-from vitcache.tiers.blocks import BlockBuffers, RowBlocks, pieces, transfer
+from vitcache.tiers.blocks import RowBlocks, allocate_buffers, transfer
+from vitcache.tiers.entry_read import EntryRead, Unreadable, check_file, set_direct
 from vitcache.tiers.folders import ABSENT, open_folder, remove
 from vitcache.tiers.header import (
     BLOCK_BYTES,
-    checksum_in,
+    checksum_of,
+    digest_of_piece,
     file_bytes,
-    has_other_algorithm,
     header_of,
     place_of,
 )
-from vitcache.tiers.protocol import EntryName
-from vitcache.tiers.row_sums import RowSum, RowSums
+from vitcache.tiers.protocol import EntryName, Transfer
+from vitcache.tiers.second_thread import SecondThread
 
+_OPEN_FILES = 32  # that are read together
+_SMALL_BYTES = 256 << 10  # fewer are hashed by the thread that writes them
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 ENTRIES, TEMPORARY = "entries", "tmp"
-
-
-class Unreadable(Exception):
-    """A file does not have the rows of its entry. `kind` says why, in few words."""
-
-    def __init__(self, kind: str, *, is_damaged: bool = True) -> None:
-        super().__init__(kind)
-        self.kind, self.is_damaged = kind, is_damaged
 
 
 class EntryFiles:
@@ -53,23 +47,34 @@ class EntryFiles:
 
     def __init__(self, *, direct: bool) -> None:
         self.is_direct = direct and bool(_DIRECT)
-        self._buffers = BlockBuffers()
+        self._buffers = allocate_buffers(_OPEN_FILES)
+        self._second = SecondThread()
 
-    def read(
-        self, entries: int, name: EntryName, parts: Sequence[np.ndarray], sums: RowSums
-    ) -> Callable[[], None]:
-        """Read the rows of an entry to `parts`, and begin their checksum.
+    def read(self, entries: int, fetches: Sequence[Transfer]) -> Iterator[tuple[int, Exception | None]]:
+        """Read the rows of entries to their parts.
 
-        Returns a function that waits for the checksum, and raises Unreadable if it is not that of the header.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the entry has no file.
-        Unreadable
-            If the file does not match the entry's name.
+        Yields the position of each entry, with None if the parts have its rows. Else with FileNotFoundError
+        if it has no file, Unreadable if its file does not match, or another OSError.
         """
-        tenant, shard, file = place_of(name)
+        for first in range(0, len(fetches), _OPEN_FILES):
+            results: dict[int, Exception | None] = {}
+            reads: dict[int, EntryRead] = {}
+            try:
+                for position in range(first, min(first + _OPEN_FILES, len(fetches))):
+                    try:
+                        reads[position] = self._begin(entries, fetches[position], position - first)
+                    except (OSError, Unreadable) as error:
+                        results[position] = error
+                self._run(list(reads.values()))
+                for position, read in reads.items():
+                    results[position] = read.error()
+            finally:
+                for read in reads.values():
+                    os.close(read.fd)
+            yield from sorted(results.items())
+
+    def _begin(self, entries: int, fetch: Transfer, number: int) -> EntryRead:
+        tenant, shard, file = place_of(fetch.name)
         try:
             with open_folder(tenant, entries) as tenant_folder, open_folder(shard, tenant_folder) as folder:
                 fd = self._open(file, folder)
@@ -78,20 +83,14 @@ class EntryFiles:
                 raise FileNotFoundError(error.errno, "the entry has no file that can be read") from None
             raise
         try:
-            _check(fd, name)
-            blocks = RowBlocks(parts, self._buffers)
-            if not blocks.is_aligned and self.is_direct:
-                _set_direct(fd, False)
-            try:
-                return self._read(fd, name, blocks, sums.begin())
-            except OSError as error:
-                if error.errno != errno.EINVAL or not self.is_direct:
-                    raise
-                self.is_direct = False
-                _set_direct(fd, False)
-                return self._read(fd, name, blocks, sums.begin())
-        finally:
+            check_file(fd, fetch.name)
+            read = EntryRead(fd, fetch, self._buffers[number])
+            if not read.blocks.is_aligned and self.is_direct:
+                set_direct(fd, False)
+            return read
+        except BaseException:
             os.close(fd)
+            raise
 
     def _open(self, file: str, folder: int) -> int:
         flags = os.O_RDONLY | _FLAGS
@@ -112,35 +111,36 @@ class EntryFiles:
                 raise Unreadable("is not a regular file") from None
             raise
 
-    def _read(self, fd: int, name: EntryName, blocks: RowBlocks, row_sum: RowSum) -> Callable[[], None]:
-        header = b""
-        offset = 0
-        rest = name.num_bytes
-        for views in pieces([self._buffers.header, *blocks.views]):
-            if not transfer(os.preadv, fd, views, offset):
-                raise Unreadable("has another size")
-            if not offset:
-                header = bytes(self._buffers.header)
-                if checksum_in(header, name) is None:
-                    if has_other_algorithm(header, name):
-                        raise Unreadable("has another checksum algorithm", is_damaged=False)
-                    raise Unreadable("has another header")
-            offset += sum(map(len, views))
-            rows = [view for view in views if not self._buffers.has(view)]
-            rest -= sum(map(len, rows))
-            row_sum.add(rows)
-        if not blocks.take_last():
-            raise Unreadable("has other bytes behind its rows")
-        row_sum.add(blocks.ends)
-        expected = checksum_in(header, name)
+    def _run(self, reads: Sequence[EntryRead]) -> None:
+        """Read all pieces, on two threads: one of them reads while the other one hashes."""
+        pieces = [partial(read.run, number) for read in reads for number in range(len(read.pieces))]
+        self._share(pieces)
+        for read in reads:
+            failed = read.failed
+            if isinstance(failed, OSError) and failed.errno == errno.EINVAL and self.is_direct:
+                self.is_direct = False
+                set_direct(read.fd, False)
+                read.failed = None
+                self._share([partial(read.run, number) for number in range(len(read.pieces))])
 
-        def check() -> None:
-            if row_sum.digest() != expected:
-                raise Unreadable("has another checksum")
+    def _share(self, works: Sequence[Callable[[], None]]) -> None:
+        remaining = iter(works)  # its `next` is atomic
 
-        return check
+        def work() -> None:
+            for piece in remaining:
+                piece()
 
-    def write(self, root: int, name: EntryName, parts: Sequence[np.ndarray], sums: RowSums) -> None:
+        if len(works) < 2:
+            work()
+            return
+        with self._second.runs(work):
+            try:
+                work()
+            finally:
+                for _ in remaining:  # if this thread was interrupted
+                    pass
+
+    def write(self, root: int, store: Transfer) -> None:
         """Write the file of an entry, and replace one that is there.
 
         Raises
@@ -148,21 +148,18 @@ class EntryFiles:
         OSError
             If the file cannot be written. Then it is as it was before.
         """
-        tenant, shard, file = place_of(name)
+        tenant, shard, file = place_of(store.name)
         temporary = f"{os.getpid()}.{secrets.token_hex(8)}.part"
-        blocks = RowBlocks(parts, self._buffers)
-        row_sum = sums.begin()
-        row_sum.add(blocks.parts)
         with open_folder(TEMPORARY, root, make=True) as folder:
             try:
                 try:
-                    self._write_file(temporary, folder, name, blocks, row_sum)
+                    self._write(temporary, folder, store)
                 except OSError as error:
                     if error.errno != errno.EINVAL or not self.is_direct:
                         raise
                     self.is_direct = False
                     remove(temporary, folder)
-                    self._write_file(temporary, folder, name, blocks, row_sum)
+                    self._write(temporary, folder, store)
                 with (
                     open_folder(ENTRIES, root, make=True) as entries,
                     open_folder(tenant, entries, make=True) as tenant_folder,
@@ -174,24 +171,40 @@ class EntryFiles:
                     os.unlink(temporary, dir_fd=folder)
                 raise
 
-    def _write_file(
-        self, temporary: str, folder: int, name: EntryName, blocks: RowBlocks, row_sum: RowSum
-    ) -> None:
+    def _write(self, temporary: str, folder: int, store: Transfer) -> None:
+        buffers = self._buffers[0]
+        blocks = RowBlocks(store.parts, buffers)
+        blocks.fill_last()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
-        is_direct = self.is_direct and blocks.is_aligned
-        fd = os.open(temporary, flags | (_DIRECT if is_direct else 0), 0o600, dir_fd=folder)
+        if self.is_direct and blocks.is_aligned:
+            flags |= _DIRECT
+        digests: list[bytes] = []
+
+        def hash_rows() -> None:
+            digests.extend(digest_of_piece(piece.rows) for piece in blocks.pieces())
+
+        def write_rows() -> None:
+            if not transfer(os.pwritev, fd, blocks.views, BLOCK_BYTES):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        fd = os.open(temporary, flags, 0o600, dir_fd=folder)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            blocks.fill_last()
-            offset = BLOCK_BYTES
-            for views in pieces(blocks.views):
-                if not transfer(os.pwritev, fd, views, offset):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                offset += sum(map(len, views))
-            self._buffers.header[:] = header_of(name, row_sum.digest())
-            transfer(os.pwritev, fd, [self._buffers.header], 0)
+            if store.name.num_bytes < _SMALL_BYTES:
+                write_rows()
+                hash_rows()
+            else:
+                with self._second.runs(hash_rows):
+                    write_rows()
+            buffers.header[:] = header_of(store.name, checksum_of(digests))
+            if not transfer(os.pwritev, fd, [buffers.header], 0):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(fd)
+
+    def close(self) -> None:
+        """End the second thread."""
+        self._second.close()
 
 
 def has_file(entries: int, name: EntryName) -> bool:
@@ -215,18 +228,3 @@ def remove_file(entries: int, name: EntryName) -> bool:
         if error.errno in ABSENT:
             return False
         raise
-
-
-def _check(fd: int, name: EntryName) -> None:
-    state = os.fstat(fd)
-    if not stat.S_ISREG(state.st_mode):
-        raise Unreadable("is not a regular file")
-    if state.st_nlink > 1:
-        raise Unreadable("has another name elsewhere")
-    if state.st_size != file_bytes(name):
-        raise Unreadable("has another size")
-
-
-def _set_direct(fd: int, is_direct: bool) -> None:
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags | _DIRECT if is_direct else flags & ~_DIRECT)

@@ -1,19 +1,22 @@
 """The file of one entry: its name, its size, and the 4096 bytes before the rows.
 
 A file contains a header, the rows, and zeros up to a multiple of 4096 bytes. The header contains every field
-of the `EntryName` and a checksum of the rows, so a file that was damaged or moved does not match its name.
-Numbers have the byte order of the machine: a machine of the other order reads another byte-order mark.
+of the `EntryName` and a checksum of the rows: the digest of the digests of their pieces. So a file that was
+damaged or moved does not match its name. Numbers have the byte order of the machine: a machine of the other
+order reads another byte-order mark.
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable
 
-from vitcache.keys.digests import ALGORITHM
+from vitcache.keys.digests import ALGORITHM, digest_of, new_hasher
 from vitcache.tiers.protocol import EntryName
 
 BLOCK_BYTES = 4096  # alignment of memory, offsets and sizes in direct I/O
+PIECE_BYTES = 1 << 20  # of rows that are hashed together
 DIGEST_BYTES = 32
 
 # Magic, layout, byte-order mark, algorithm; tenant, weights, key; rows, bytes of a row; checksum.
@@ -30,6 +33,19 @@ def header_of(name: EntryName, checksum: bytes) -> bytes:
     fields = (_MAGIC, _LAYOUT, _BYTE_ORDER, ALGORITHM.encode(), name.tenant, name.weights, name.key)
     packed = _FIELDS.pack(*fields, name.num_rows, name.row_bytes, checksum)
     return packed.ljust(BLOCK_BYTES, b"\0")
+
+
+def digest_of_piece(rows: Iterable[memoryview]) -> bytes:
+    """Return the digest of one piece of rows, 32 bytes."""
+    hasher = new_hasher()
+    for view in rows:
+        hasher.update(view)
+    return bytes(hasher.digest())
+
+
+def checksum_of(digests: Iterable[bytes]) -> bytes:
+    """Return the checksum of rows from the digests of their pieces, 32 bytes."""
+    return digest_of(b"".join(digests))
 
 
 def checksum_in(header: bytes, name: EntryName) -> bytes | None:

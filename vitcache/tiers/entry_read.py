@@ -1,0 +1,93 @@
+"""`EntryRead`: the file of one entry while it is read, piece by piece, and the checks of its content."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+
+from vitcache.tiers.blocks import BlockBuffers, RowBlocks, transfer
+from vitcache.tiers.header import (
+    checksum_in,
+    checksum_of,
+    digest_of_piece,
+    file_bytes,
+    has_other_algorithm,
+)
+from vitcache.tiers.protocol import EntryName, Transfer
+
+
+class Unreadable(Exception):
+    """A file does not have the rows of its entry. `kind` says why, in few words."""
+
+    def __init__(self, kind: str, *, is_damaged: bool = True) -> None:
+        super().__init__(kind)
+        self.kind, self.is_damaged = kind, is_damaged
+
+
+class EntryRead:
+    """One entry that is read from an open file. Two threads may run different pieces at the same time.
+
+    Attributes
+    ----------
+    fd
+        Descriptor of the file.
+    blocks, pieces
+        The memory of the entry.
+    failed
+        The first error of a piece; None if all pieces so far have been read.
+    """
+
+    def __init__(self, fd: int, fetch: Transfer, buffers: BlockBuffers) -> None:
+        self.fd = fd
+        self._name, self._buffers = fetch.name, buffers
+        self.blocks = RowBlocks(fetch.parts, buffers)
+        self.pieces = self.blocks.pieces()
+        self._digests = [b""] * len(self.pieces)
+        self.failed: OSError | Unreadable | None = None
+
+    def run(self, number: int) -> None:
+        """Read and hash one piece, unless another piece has failed."""
+        if self.failed is not None:
+            return
+        offset, views, rows = self.pieces[number]
+        try:
+            if not transfer(os.preadv, self.fd, views, offset):
+                self.failed = Unreadable("has another size")
+        except OSError as error:
+            self.failed = error
+        else:
+            self._digests[number] = digest_of_piece(rows)
+
+    def error(self) -> OSError | Unreadable | None:
+        """Return why the rows cannot be used; None if they match the header and the header the name."""
+        if self.failed is not None:
+            return self.failed
+        header = bytes(self._buffers.header)
+        expected = checksum_in(header, self._name)
+        if expected is None and has_other_algorithm(header, self._name):
+            return Unreadable("has another checksum algorithm", is_damaged=False)
+        if expected is None:
+            return Unreadable("has another header")
+        if not self.blocks.take_last():
+            return Unreadable("has other bytes behind its rows")
+        if checksum_of(self._digests) != expected:
+            return Unreadable("has another checksum")
+        return None
+
+
+def check_file(fd: int, name: EntryName) -> None:
+    """Raise Unreadable unless an open file is regular, has one name, and has the size of the entry."""
+    state = os.fstat(fd)
+    if not stat.S_ISREG(state.st_mode):
+        raise Unreadable("is not a regular file")
+    if state.st_nlink > 1:
+        raise Unreadable("has another name elsewhere")
+    if state.st_size != file_bytes(name):
+        raise Unreadable("has another size")
+
+
+def set_direct(fd: int, is_direct: bool) -> None:
+    """Turn direct I/O of an open file on or off."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if is_direct else flags & ~os.O_DIRECT)
