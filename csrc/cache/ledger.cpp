@@ -174,11 +174,15 @@ PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, std::int64
 }
 
 PendingPtr Ledger::begin_fetch(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
-                               std::int64_t epoch, const Key& tenant) {
+                               std::int64_t epoch, const Key& tenant, bool may_evict) {
   if (host_ == nullptr || epoch != epoch_ || contains(key) || pending_demotions_.count(key) > 0)
     return nullptr;
   const std::int64_t count = host_->pages_for(num_rows, row_width);
   if (count > host_->num_available()) return nullptr;
+  if (!may_evict) {
+    reclaim(*host_, count);
+    if (count > host_->num_free()) return nullptr;
+  }
   PendingPtr pending = make_pending(key, num_rows, row_width, cost, tenant);
   pending->is_fetch = true;
   pending->tier = host_;

@@ -99,12 +99,13 @@ class Ledger {
   PendingPtr begin_write(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
                          std::int64_t epoch, WriteTo target = WriteTo::kDevice, const Key& tenant = {},
                          bool is_offer = false);
-  // Allocates host pages for an entry that is copied from a tier below, and evicts host entries as
-  // `begin_write` does. Returns null, and counts no rejection, if there is no host tier, if it has too few
-  // pages available, if `epoch` is not the current epoch, or if the key is in the cache or is being demoted.
+  // Allocates host pages for an entry that is copied from a tier below. With `may_evict`, evicts host entries
+  // as `begin_write` does. Returns null, and counts no rejection, if there is no host tier, if too few of its
+  // pages are available, or free without `may_evict`, if `epoch` is not the current epoch, or if the key is
+  // in the cache or is being demoted.
   // `finish` inserts nothing, and counts no rejection, if the key is in the cache by then.
   PendingPtr begin_fetch(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
-                         std::int64_t epoch, const Key& tenant);
+                         std::int64_t epoch, const Key& tenant, bool may_evict = true);
   // Allocates device pages for a copy of a host entry, and evicts victims. Returns null if `source` has left
   // the host tier, or if too few pages are available. With `is_contiguous`, the pages are one run of free
   // pages: nothing is evicted, and it returns null if no run is long enough.

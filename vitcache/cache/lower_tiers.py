@@ -75,10 +75,12 @@ class LowerTiers:
         row_widths: Sequence[int],
         tenant: bytes,
         timeout_s: float | None = None,
+        may_evict: bool = True,
     ) -> Fetch:
         """Ask the tiers for the entries that are not in the cache, and return at once.
 
         `tenant` is a digest. `timeout_s`: seconds that the caller will wait; a tier is not late earlier.
+        `may_evict`: whether host entries may be evicted for the rows.
         """
         self._ledger.check_open()
         limit = self._fetch_timeout_s if timeout_s is None else timeout_s
@@ -104,7 +106,7 @@ class LowerTiers:
                     continue
                 wanted = self._wanted.get(name)
                 if wanted is None or wanted.is_void or wanted.weights is not weights:
-                    wanted = new[name] = Wanted(name, weights, self._wanted)
+                    wanted = new[name] = Wanted(name, weights, self._wanted, may_evict)
                 else:
                     wanted.num_waiting += 1
                 fetch.add(wanted)

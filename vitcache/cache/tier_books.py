@@ -81,7 +81,8 @@ class TierBooks:
     def reserve(self, wanted: Wanted) -> ReservedRows | None:
         """Reserve host pages, and wait until they can be written. None: too few, or the key is there."""
         key, num_rows, row_width, tenant = wanted.name
-        reservation = self._coordinator.begin_fetch(key, num_rows, row_width, wanted.weights.epoch, tenant)
+        epoch, may_evict = wanted.weights.epoch, wanted.may_evict
+        reservation = self._coordinator.begin_fetch(key, num_rows, row_width, epoch, tenant, may_evict)
         if reservation is None:
             return None
         if wanted.is_void:  # discarded before the pages were reserved: the ledger does not know it

@@ -27,16 +27,21 @@ class Wanted(Completion):
         Number of callers that have not cancelled it. It is not fetched for none.
     is_dropped
         Whether the key or its tenant was discarded or forgotten: no row of it may enter the cache.
+    may_evict
+        Whether host entries may be evicted for it.
     """
 
-    __slots__ = ("_table", "is_dropped", "name", "num_waiting", "weights")
+    __slots__ = ("_table", "is_dropped", "may_evict", "name", "num_waiting", "weights")
 
-    def __init__(self, name: WantedName, weights: Weights, table: dict[WantedName, Wanted]) -> None:
+    def __init__(
+        self, name: WantedName, weights: Weights, table: dict[WantedName, Wanted], may_evict: bool = True
+    ) -> None:
         super().__init__()
         self.name = name
         self.weights = weights
         self.num_waiting = 1
         self.is_dropped = False
+        self.may_evict = may_evict
         self._table = table
 
     @property

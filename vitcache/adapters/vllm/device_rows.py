@@ -98,6 +98,12 @@ class DeviceRows:
         for identifier in identifiers:
             self.shown[identifier].lease.use()
 
+    def show_copy(self, identifier: str, lease: Lease) -> None:
+        """Put a copy of leased rows into vLLM's encoder cache, outside of the pages, and release the lease."""
+        self.release(identifier)
+        with lease:
+            self.rows[identifier] = lease.to_tensor()
+
     def show_zeros(self, identifier: str, shape: tuple[int, int]) -> None:
         """Put zeros into vLLM's encoder cache, without which its engine would stop."""
         self.release(identifier)
@@ -130,10 +136,10 @@ class DeviceRows:
         """
         return sys.getsizeof(self.rows) < self._size
 
-    def reserve(self, key: bytes, num_rows: int, row_width: int) -> Reservation | None:
+    def reserve(self, key: bytes, num_rows: int, row_width: int, tenant: str) -> Reservation | None:
         """Reserve adjacent device pages for new rows. Returns None if too few pages are free."""
         return self._with_room(
-            lambda: self._cache.reserve(key, num_rows, row_width=row_width, contiguous=True)
+            lambda: self._cache.reserve(key, num_rows, row_width=row_width, contiguous=True, tenant=tenant)
         )
 
     def promote(self, source: Lease) -> Reservation | None:

@@ -94,7 +94,8 @@ class DiskFetches:
     fetcher
         Begins fetches.
     num_pages
-        Host pages for rows that are being fetched.
+        Host pages for rows that are being fetched, and for an entry that is dropped while it is written to
+        the disk.
     timeout_s
         Most seconds that a request waits.
     counts
@@ -117,6 +118,8 @@ class DiskFetches:
     ) -> None:
         self._fetcher = fetcher
         self._num_pages = num_pages
+        # The disk's thread reads one entry at a time, whose host pages are not free even if it is dropped.
+        self._num_read = 0
         self._timeout_s = timeout_s
         self._counts = counts
         self._clock = clock
@@ -145,6 +148,7 @@ class DiskFetches:
         for item in lacking:
             if wait is None:
                 wait = self._waits[request_id] = Wait(now)
+            self._num_read = max(self._num_read, min(item.num_pages, self._num_pages // 2))
             flight = self._flights.get(item.key)
             if flight is None and item.key not in wait.asked:
                 if item.num_pages > self._num_free():
@@ -220,7 +224,7 @@ class DiskFetches:
         self._counts.add_all(self._fetcher.counts())
 
     def _num_free(self) -> int:
-        return self._num_pages - self._fetcher.num_lost_pages() - self._num_used
+        return self._num_pages - self._num_read - self._fetcher.num_lost_pages() - self._num_used
 
     def _begin(self, item: Item, request_id: str) -> Flight:
         flight = Flight(item, self._fetcher.begin(item), request_id)

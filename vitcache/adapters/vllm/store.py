@@ -12,15 +12,20 @@ from torch import Tensor
 
 from vitcache.adapters.vllm.counts import Counts
 from vitcache.adapters.vllm.device_rows import DeviceRows, EncoderCache
-from vitcache.adapters.vllm.identifiers import encode
+from vitcache.adapters.vllm.disk_fetches import Item
+from vitcache.adapters.vllm.identifiers import encode, tenant_of
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
 from vitcache.adapters.vllm.pending_rows import PendingEntry, PendingRows
 from vitcache.adapters.vllm.settings import Settings
 from vitcache.adapters.vllm.step_times import StepTimes
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.cache.fetch import Fetch
+from vitcache.cache.stats import TierStats
 from vitcache.keys.identifiers import key_from_id
 from vitcache.pages.lease import Lease
 from vitcache.rows import DTYPE_NAMES, DTYPES
+from vitcache.tiers.disk_tier import DiskTier
+from vitcache.tiers.write_back import MOST_HITS, WriteBack
 from vitcache.tracing import traced
 
 logger = logging.getLogger("vitcache.adapters.vllm")
@@ -57,8 +62,9 @@ class Store:
 
     Notes
     -----
-    Only the worker's thread may call. Rows are read and written on the current stream; loads are copied on a
-    stream of their own. No call waits for the device.
+    Only the worker's thread may call; `begin_fetch`, `disk_stats` and `forget_weights` may be called by any
+    thread. Rows are read and written on the current stream; loads are copied on a stream of their own. No
+    call waits for the device. `forget_weights`, and `begin` after a reset, wait for the disk for at most 1 s.
     """
 
     def __init__(
@@ -69,13 +75,18 @@ class Store:
         waits_after_encoder: bool,
         merge_reason: str | None,
     ) -> None:
+        disk = settings.disk
         self.cache = EmbeddingCache(
             settings.row_width,
             dtype=settings.dtype,
             device=device,
             device_bytes=settings.device_bytes,
-            host_bytes=settings.host_bytes,
+            host_bytes=settings.host_bytes + settings.fetch_pages * settings.page_bytes,
             page_rows=settings.page_rows,
+            tiers=() if disk is None else [DiskTier(disk.path, disk.max_bytes)],
+            weights_name=None if disk is None else disk.weights_name,
+            write_back=WriteBack(hits=MOST_HITS),  # only the entries that the scheduler orders to offer
+            fetch_timeout_s=0.0 if disk is None else disk.timeout_s,
         )
         self.on_device = DeviceRows(self.cache, self.commit)
         self.pending = PendingRows()
@@ -89,6 +100,7 @@ class Store:
         self._orders = StepOrders()
         self._report = StepReport(0, 0)
         self._unawaited: list[str] = []  # identifiers of loads
+        self._leaving: set[bytes] = set()  # device entries with a host copy that the disk's thread reads
         self._is_encoding = False
         self._logged: set[str] = set()
         self._namespace_of = lru_cache(maxsize=1024)(
@@ -112,7 +124,7 @@ class Store:
         if orders.epoch != self._epoch:
             self._epoch = orders.epoch
             self.on_device.release_all()
-            self.cache.clear()
+            self._clear()
         elif self.on_device.was_cleared():
             self._recover()
         for identifier in orders.releases:
@@ -120,7 +132,8 @@ class Store:
         for key in orders.host_drops:
             self.cache.discard(self._digest(key), tier="host")
         for key in orders.drops:
-            self.cache.discard(self._digest(key))
+            self.cache.evict(self._digest(key))
+        self._leaving = {digest for digest in self._leaving if self._is_leaving(digest)}
         for key in orders.demotions:
             self._demote(key)
         for identifier in orders.saves:
@@ -156,7 +169,8 @@ class Store:
             if not self._fits(order, fresh):
                 continue
             key = self._digest(order.key)
-            reservation = self.on_device.reserve(key, order.num_rows, fresh.shape[1])
+            tenant = tenant_of(order.key.salt)
+            reservation = self.on_device.reserve(key, order.num_rows, fresh.shape[1], tenant)
             if reservation is None:
                 self._log_once("an item is not kept: %d device pages are not free", order.num_pages)
             else:
@@ -241,6 +255,8 @@ class Store:
         self.on_device.end_step()
         self._times.collect()
         orders, report = self._orders, self._report
+        for key in orders.offers:
+            self.cache.offer(self._digest(key))
         self._orders = StepOrders(orders.step, orders.epoch)
         self.counts.add("compactions", self.on_device.num_compactions)
         self.on_device.num_compactions = 0
@@ -258,6 +274,26 @@ class Store:
             self.on_device.release(identifier)
         self.cache.close()
 
+    # The disk
+
+    def begin_fetch(self, item: Item) -> Fetch:
+        """Begin to fetch an item from the disk to free host pages."""
+        return self.cache.begin_fetch(
+            [self._digest(item.key)],
+            item.num_rows,
+            row_width=item.row_width,
+            tenant=tenant_of(item.key.salt),
+            evict=False,
+        )
+
+    def disk_stats(self) -> TierStats:
+        """Return the counts of the disk."""
+        return self.cache.stats().tiers[0]
+
+    def forget_weights(self) -> None:
+        """Drop all rows, and the name under which the disk has them."""
+        self.cache.clear()
+
     # Parts
 
     @traced("key")
@@ -269,7 +305,7 @@ class Store:
         used = self.on_device.shown.keys() - self._orders.releases
         leases = {identifier: self.on_device.shown[identifier].lease for identifier in used}
         self.on_device.release_all()
-        self.cache.clear()
+        self._clear()
         for identifier, lease in leases.items():
             self.on_device.show_zeros(identifier, (lease.num_rows, lease.row_width))
         self._report.is_cleared = True
@@ -278,9 +314,22 @@ class Store:
         digest = self._digest(key)
         if self.cache.demote(digest):
             self.counts.add("demotions")
+        elif self.cache.copy_to_host(digest):
+            self._leaving.add(digest)
         else:
-            self.cache.discard(digest)
+            self.cache.evict(digest)
             self._report.missing.add(key)
+
+    def _is_leaving(self, digest: bytes) -> bool:
+        """Try again to demote an entry that has a host copy. Return whether to try it in the next step."""
+        if not self.cache.demote(digest):
+            return digest in self.cache
+        self.counts.add("demotions")
+        return False
+
+    def _clear(self) -> None:
+        self._leaving.clear()
+        self.cache.clear()
 
     @traced("copy")
     def _load_all(self, loads: dict[str, LoadOrder]) -> None:
@@ -299,12 +348,14 @@ class Store:
         source = self.cache.get(key, num_rows=order.num_rows)
         if source is None:
             return False
+        self._leaving.discard(key)
         lease: Lease | None = source  # in the device tier, the rows need no copy
         if source.tier == "host":
             reservation = self.on_device.promote(source)
-            if reservation is None:
-                source.release()
-                return False
+            if reservation is None:  # no run of free pages, and the disk's thread reads an entry
+                self._log_once("an item is copied outside of the device tier: no run of pages is free")
+                self.on_device.show_copy(identifier, source)
+                return True
             if self._merge_reason is None and not self._orders.runs_encoder:
                 self.pending.add(identifier, PendingEntry(key, source, reservation))
                 return True
