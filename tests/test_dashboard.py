@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, parser
 
 from vitcache.adapters.vllm.counts import COUNTERS
 from vitcache.metrics import CacheCollector
+from vitcache.tiers import MemoryTier
 
 BOARD = json.loads((Path(__file__).parents[1] / "docs" / "grafana" / "vitcache.json").read_text())
 VARIABLES = {variable["name"]: variable for variable in BOARD["templating"]["list"]}
@@ -49,8 +50,10 @@ def scrape() -> dict[str, set[str]]:
         from vitcache.adapters.vllm.metrics import VitCachePromMetrics
 
         VitCachePromMetrics(None, {}, VLLM_LABELS, {0: ["a model", "0"]})
-        PromMetrics.registry.register(CacheCollector(make_cache(1, 1)))
-        text = prometheus_client.generate_latest(PromMetrics.registry).decode()
+        with make_cache(1, 1, tiers=[MemoryTier(1 << 10)]) as cache:
+            assert cache.flush()
+            PromMetrics.registry.register(CacheCollector(cache))
+            text = prometheus_client.generate_latest(PromMetrics.registry).decode()
         del sys.modules["vitcache.adapters.vllm.metrics"]
     samples = [each for family in parser.text_string_to_metric_families(text) for each in family.samples]
     return {each.name: set(each.labels) for each in samples if not each.name.endswith("_created")}

@@ -11,6 +11,7 @@ import pytest
 
 from vitcache import tracing
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.tiers import MemoryTier
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/observability.md").read_text()
@@ -43,7 +44,9 @@ def test_table_of_metrics_is_that_of_a_scrape() -> None:
     pytest.importorskip("prometheus_client")
     from vitcache.metrics import CacheCollector
 
-    with EmbeddingCache(4, device="cpu", device_bytes="1KiB", host_bytes="1KiB") as cache:
+    options = {"device_bytes": "1KiB", "host_bytes": "1KiB", "tiers": [MemoryTier("1MiB")]}
+    with EmbeddingCache(4, device="cpu", **options) as cache:
+        assert cache.flush()
         families = list(CacheCollector(cache).collect())
     expected = {
         f"{family.name}_total" if family.type == "counter" else family.name: [

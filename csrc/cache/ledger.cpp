@@ -41,8 +41,9 @@ EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows, std::int64_t row_wid
   return *found;
 }
 
-EntryPtr Ledger::peek(const Key& key, std::int64_t num_rows, std::int64_t row_width) {
+EntryPtr Ledger::peek(const Key& key, std::int64_t num_rows, std::int64_t row_width, bool is_on_host) {
   const EntryPtr* found = index_->find(key);
+  if (is_on_host && found != nullptr && (*found)->tier != host_) found = index_->find_host_copy(key);
   if (found == nullptr || (*found)->is_moving || (*found)->num_rows != num_rows ||
       (*found)->row_width() != row_width)
     return nullptr;
@@ -94,6 +95,11 @@ bool Ledger::report_corrupt(const EntryPtr& entry) {
 
 bool Ledger::discard(const Key& key) {
   reject([&key](const Pending& pending) { return pending.is_fetch && pending.key == key; });
+  return remove(key);
+}
+
+// Drops the entry of a key, also one that is being demoted. Returns whether there was one.
+bool Ledger::remove(const Key& key) {
   // Without its place here, a demotion does not bring the rows back when it ends.
   const bool was_being_demoted = pending_demotions_.erase(key) > 0;
   if (was_being_demoted) evicted_.add(key);
@@ -105,7 +111,7 @@ bool Ledger::discard(const Key& key) {
 std::int64_t Ledger::forget(const Key& key) {
   const Key forgotten = key;  // `key` may be a part of the entry
   reject([&forgotten](const Pending& pending) { return pending.key == forgotten; });
-  return discard(forgotten) ? 1 : 0;
+  return remove(forgotten) ? 1 : 0;
 }
 
 std::int64_t Ledger::forget_tenant(const Key& tenant) {
@@ -119,7 +125,7 @@ std::int64_t Ledger::forget_tenant(const Key& tenant) {
   });
   // So that the order in which the keys are recorded as evicted does not depend on the tables.
   std::sort(keys.begin(), keys.end(), [](const Key& a, const Key& b) { return a.words < b.words; });
-  for (const Key& key : keys) discard(key);
+  for (const Key& key : keys) remove(key);
   return static_cast<std::int64_t>(keys.size());
 }
 

@@ -62,9 +62,10 @@ class Ledger {
   // Looks up and pins an entry. An entry without exactly `num_rows` rows of `row_width` elements is dropped,
   // and the look-up is a miss; -1 stands for any number. Returns null for a miss.
   EntryPtr pin(const Key& key, std::int64_t num_rows, std::int64_t row_width = -1);
-  // Pins an entry for a reader that is no user of the rows: counts neither a hit nor a miss, does not move
-  // the entry in the order of eviction, and drops nothing. Returns null as `pin` does.
-  EntryPtr peek(const Key& key, std::int64_t num_rows, std::int64_t row_width);
+  // Pins an entry for a copy to a tier below: counts neither a hit nor a miss, does not change the order of
+  // eviction, and drops nothing. Returns null where `pin` would.
+  // With `is_on_host`, it pins the host entry or the host copy, and no device entry.
+  EntryPtr peek(const Key& key, std::int64_t num_rows, std::int64_t row_width, bool is_on_host = false);
   // Pins an entry that is in the index, or that is pinned already. Counts no hit.
   void pin_entry(Entry& entry) {
     if (entry.leases == 0) entry.tier->leased_pages += entry.num_pages;
@@ -100,10 +101,10 @@ class Ledger {
                          std::int64_t epoch, WriteTo target = WriteTo::kDevice, const Key& tenant = {},
                          bool is_offer = false);
   // Allocates host pages for an entry that is copied from a tier below. With `may_evict`, evicts host entries
-  // as `begin_write` does. Returns null, and counts no rejection, if there is no host tier, if too few of its
-  // pages are available, or free without `may_evict`, if `epoch` is not the current epoch, or if the key is
-  // in the cache or is being demoted.
-  // `finish` inserts nothing, and counts no rejection, if the key is in the cache by then.
+  // as `begin_write` does. Returns null, and counts no rejection, if the cache lacks a host tier, if too few
+  // host pages are available, or free without `may_evict`, if `epoch` is not the current epoch, or if the key
+  // is in the cache or is being demoted. `finish` inserts nothing, and counts no rejection, if the key is in
+  // the cache by then.
   PendingPtr begin_fetch(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
                          std::int64_t epoch, const Key& tenant, bool may_evict = true);
   // Allocates device pages for a copy of a host entry, and evicts victims. Returns null if `source` has left
@@ -211,6 +212,7 @@ class Ledger {
   void reclaim(const Tier& tier, std::int64_t count);
   void reclaim_one();
   void reclaim_all();
+  bool remove(const Key& key);
   void drop(const Key& key);
   void count_eviction(const Key& key);
   void free(const EntryPtr& entry);

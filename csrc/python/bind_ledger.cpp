@@ -174,7 +174,9 @@ void bind_orders(LedgerClass& ledger) {
 
 // The calls of the write-back to the tiers below the host tier. Other threads make them, also after `close`.
 void bind_write_back(LedgerClass& ledger) {
-  ledger.def("peek", &LedgerHandle::peek, py::arg("key"), py::arg("num_rows"), py::arg("row_width"))
+  ledger
+      .def("peek", &LedgerHandle::peek, py::arg("key"), py::arg("num_rows"), py::arg("row_width"),
+           py::arg("is_on_host") = false)
       .def(
           "set_write_back",
           [](const LedgerHandle& self, std::int64_t hits) { self.any().set_write_back(hits); },

@@ -12,8 +12,10 @@ from caches import make_cache
 from prometheus_client import CollectorRegistry, parser
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
+from tiers.planted_tier import PlantedTier
+from tiers.tier_cache import LONG, key_of, put, tier_cache
 
-from vitcache.cache.stats import CacheStats, TierHits
+from vitcache.cache.stats import CacheStats, TierHits, TierStats
 from vitcache.metrics import CacheCollector
 
 
@@ -50,14 +52,40 @@ def test_collector_exports_every_count_with_cache_and_tier_labels() -> None:
     assert sample("bytes", cache="first", tier="host") == PAGE_BYTES
     assert sample("capacity_bytes", cache="second", tier="device") == 3 * PAGE_BYTES
     assert sample("entries", cache="first") == 2
-    exported = {family.name for family in registry.collect()}
-    counts = {name for name in CacheStats.__dataclass_fields__ if not name.startswith(("device", "host"))}
+    exported = {family.name for family in registry.collect() if not family.name.startswith("vitcache_tier_")}
+    others = ("device", "host", "tiers")
+    counts = {name for name in CacheStats.__dataclass_fields__ if not name.startswith(others)}
     assert exported == {
         f"vitcache_{name}"
         for name in (*counts, "hits", "hit_bytes", "saved_seconds", "bytes", "capacity_bytes")
     }
     assert TierHits._fields == ("hits", "hit_bytes", "saved_ms")  # exported in seconds
     assert b"# HELP vitcache_hits_total" in prometheus_client.generate_latest(registry)
+
+
+def test_collector_exports_every_count_of_tiers_below() -> None:
+    registry = prometheus_client.CollectorRegistry()
+    with tier_cache(PlantedTier()) as cache:
+        put(cache, 1)
+        cache.fetch([key_of(2)], 2)
+        assert cache.flush(LONG)
+        registry.register(CacheCollector(cache, "images"))
+
+        def sample(name: str, **labels: str) -> float | None:
+            labels |= {"cache": "images", "tier": "planted"}
+            return registry.get_sample_value(f"vitcache_tier_{name}", labels)
+
+        assert sample("fetches_total", outcome="miss") == 1
+        assert sample("stores_total", outcome="stored") == 1
+        assert sample("stored_bytes_total") == 32
+        assert sample("is_open") == 0
+        assert sample("own", count="entries") == 1
+        families = {family.name for family in registry.collect()}
+        exported = {f"vitcache_tier_{name}" for name in TierStats.__dataclass_fields__}
+        by_outcome = {"hits", "misses", "damaged", "refused", "not_admitted"}
+        by_outcome |= {"stored", "store_failures", "skipped_stores"}
+        missing = {name.removeprefix("vitcache_tier_") for name in exported - families}
+        assert missing == by_outcome | {"name"}
 
 
 def test_collector_of_a_closed_cache_yields_no_samples() -> None:

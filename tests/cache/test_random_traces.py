@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from vitcache.cache.call_arguments import tenant_label
 from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation
@@ -26,6 +27,7 @@ KEYS = [bytes([number]) * 32 for number in range(7)]
 keys = st.sampled_from(KEYS)
 widths = st.sampled_from([WIDTH, WIDTH, 2, 1])
 tiers = st.sampled_from(["device", "device", "host", "both"])
+tenants = st.sampled_from(["", "", "one", "two"])
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -42,11 +44,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.value = 0.0
         self.stale = False  # whether pages of an earlier epoch may be in use
 
-    @rule(key=keys, num_rows=st.integers(0, 14), width=widths, tier=tiers)
-    def put(self, key: bytes, num_rows: int, width: int, tier: str) -> None:
+    @rule(key=keys, num_rows=st.integers(0, 14), width=widths, tier=tiers, tenant=tenants)
+    def put(self, key: bytes, num_rows: int, width: int, tier: str, tenant: str) -> None:
         rows, tier = self.new_rows(num_rows, width), tier if self.cache.has_host_tier else "device"
-        inserted = self.cache.put(key, rows, epoch=self.model.epoch, tier=tier)
-        assert inserted == self.model.put(key, rows, tier=tier)
+        inserted = self.cache.put(key, rows, epoch=self.model.epoch, tier=tier, tenant=tenant)
+        assert inserted == self.model.put(key, rows, tier=tier, tenant=tenant)
         rows.fill_(float("nan"))
 
     @precondition(lambda self: self.model.epoch)
@@ -77,11 +79,11 @@ class CacheMachine(RuleBasedStateMachine):
             else:
                 assert admitted == self.model.put(key, rows, tier=tier)
 
-    @rule(key=keys, num_rows=st.integers(0, 14), width=widths)
-    def reserve(self, key: bytes, num_rows: int, width: int) -> None:
+    @rule(key=keys, num_rows=st.integers(0, 14), width=widths, tenant=tenants)
+    def reserve(self, key: bytes, num_rows: int, width: int, tenant: str) -> None:
         assert self.cache.pages_for(num_rows, width) == self.model.pages_for(num_rows, width)
-        reservation = self.cache.reserve(key, num_rows, row_width=width)
-        pending = self.model.reserve(key, num_rows, width)
+        reservation = self.cache.reserve(key, num_rows, row_width=width, tenant=tenant)
+        pending = self.model.reserve(key, num_rows, width, tenant=tenant)
         assert (reservation is None) == (pending is None)
         if reservation is not None and pending is not None:
             self.reserved.append((reservation, pending))
@@ -155,6 +157,33 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(key=keys)
     def discard(self, key: bytes) -> None:
         assert self.cache.discard(key) == self.model.discard(key)
+
+    @rule(key=keys, num_rows=st.integers(0, 6), width=widths, tenant=tenants)
+    def fetch(self, key: bytes, num_rows: int, width: int, tenant: str) -> None:
+        label = tenant_label(tenant)
+        begin = self.cache._coordinator.begin_fetch
+        reservation = begin(key, num_rows, width, self.model.epoch, label)
+        pending = self.model.fetch(key, num_rows, width, tenant)
+        assert (reservation is None) == (pending is None)
+        if reservation is not None and pending is not None:
+            assert sum(map(len, reservation.host_parts())) == num_rows * width * 4
+            self.reserved.append((reservation, pending))
+
+    @rule(key=keys, num_rows=st.integers(0, 6), width=widths)
+    def peek(self, key: bytes, num_rows: int, width: int) -> None:
+        lease = self.cache._ledger.peek(key, num_rows, width)
+        item = self.model.peek(key, num_rows, width)
+        assert (lease is None) == (item is None)
+        if lease is not None and item is not None:
+            self.leases.append((lease, item))
+
+    @rule(key=keys)
+    def forget(self, key: bytes) -> None:
+        assert self.cache.forget(key) == self.model.forget(key)
+
+    @rule(tenant=tenants)
+    def forget_tenant(self, tenant: str) -> None:
+        assert self.cache.forget_tenant(tenant) == self.model.forget_tenant(tenant)
 
     @rule(key=keys)
     def discard_from_host(self, key: bytes) -> None:

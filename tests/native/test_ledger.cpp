@@ -26,6 +26,7 @@ class LedgerInspection {
   static void add_demotion(Ledger& ledger, const DemotionPtr& demotion) {
     ledger.pending_demotions_[demotion->entry->key] = demotion;
   }
+  static void add_due(Ledger& ledger) { ledger.num_due_releases_ = 0; }
   static EntryPtr take_from_table(Index& index, const Key& key) { return index.entries_.take(key); }
 };
 
@@ -119,6 +120,16 @@ void planted_faults_of_entries_are_found() {
             key_of(1), 1.0, host, host->describe(host->allocate(1, fences), 1, kWidth), make_fence()));
       },
       "host copies without a device entry: expected 0, recorded 1");
+  check_fault(
+      [](Ledger& ledger) {
+        const PendingPtr pending = ledger.begin_copy_to_host(key_of(0));
+        pending->set_copied(make_fence());
+        ledger.finish(pending, make_fence(), false);
+        entry_of(ledger, 0)->tenant = key_of(8);
+      },
+      "host copies of another tenant than their entry: expected 0, recorded 1");
+  check_fault([](Ledger& ledger) { LedgerInspection::add_due(ledger); },
+              "calls that are due because of offers: expected 0, recorded 1");
 }
 
 void entry_has_one_early_copy_at_a_time() {

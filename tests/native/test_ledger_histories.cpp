@@ -25,7 +25,11 @@ namespace vitcache {
 class LedgerInspection {
  public:
   static bool is_being_demoted(const Ledger& ledger, const Key& key) {
-    return ledger.pending_demotions_.count(key) > 0;
+    return being_demoted(ledger, key) != nullptr;
+  }
+  static EntryPtr being_demoted(const Ledger& ledger, const Key& key) {
+    const auto found = ledger.pending_demotions_.find(key);
+    return found == ledger.pending_demotions_.end() ? nullptr : found->second->entry;
   }
 };
 
@@ -49,6 +53,7 @@ using vitcache::Tier;
 using vitcache::WriteTo;
 
 constexpr std::uint64_t kNumKeys = 12;
+constexpr std::uint64_t kNumTenants = 4;
 constexpr std::int64_t kDevicePages = 16;
 constexpr std::int64_t kHostPages = 12;
 constexpr std::int64_t kFewRecorded = 5;
@@ -63,12 +68,14 @@ struct Write {
   PendingPtr pending;
   std::optional<Lease> source;  // of a promotion
   Work copy;                    // of the demotions or early copies, once they are queued
+  bool is_forgotten = false;    // so its rows must not be inserted
 };
 
 // What happened; every count must be positive in the end, else the history tested too little.
 struct Seen {
   int reads = 0, inserted = 0, rejected = 0, demotions = 0, early_copies = 0, reused_with_fences = 0;
   int narrow = 0, discarded = 0, recorded = 0, in_host = 0, in_both = 0;
+  int fetched = 0, late_fetches = 0, peeked = 0, offered = 0, forgotten = 0, forgotten_writes = 0;
   int runs = 0, ordered_copies = 0, ordered_demotions = 0, moves = 0, failed_moves = 0;
 };
 
@@ -84,7 +91,9 @@ class History {
         host_(has_host ? make_tier("host", kHostPages, 2) : nullptr),
         ledger_(is_external_ ? [](std::int64_t) { return std::make_unique<ExternalPolicy>(); }
                              : policy_maker(policy),
-                device_, host_, num_recorded_) {}
+                device_, host_, num_recorded_) {
+    ledger_.set_write_back(static_cast<std::int64_t>(seed % 4) - 1);
+  }
 
   void step() {
     const std::uint64_t action = random_() % 100;
@@ -94,6 +103,8 @@ class History {
       take_evicted();
     else if (has_orders_ && action < 6)
       order();
+    else if (action < 9)
+      use_lower_tiers();
     else if (action < 25)
       pin();
     else if (action < 29)
@@ -164,9 +175,108 @@ class History {
     const Key key = key_of(random_() % kNumKeys);
     if (has_orders_ && random_() % 4 == 0) return discard_from_host(key);
     const bool was_here = ledger_.contains(key) || LedgerInspection::is_being_demoted(ledger_, key);
+    forget_writes(
+        [&key](const vitcache::Pending& pending) { return pending.is_fetch && pending.key == key; });
     CHECK(ledger_.discard(key) == was_here);
     CHECK(!ledger_.contains(key) && !LedgerInspection::is_being_demoted(ledger_, key));
     seen_.discarded += was_here;
+  }
+
+  // The steps of a caller with tiers below the host tier.
+  void use_lower_tiers() {
+    const std::uint64_t choice = random_() % 8;
+    if (choice < 3)
+      begin_fetch();
+    else if (choice == 3)
+      peek();
+    else if (choice < 6)
+      take_offers();
+    else
+      forget();
+  }
+
+  void begin_fetch() {
+    const Key key = key_of(random_() % kNumKeys);
+    const std::int64_t epoch = ledger_.epoch() - (random_() % 32 == 0);
+    const auto num_rows = static_cast<std::int64_t>(random_() % 9);
+    const std::int64_t width = random_() % 4 == 0 ? 1 : kWidth;
+    const std::int64_t num_rejections = ledger_.counts().rejections;
+    const bool is_here = ledger_.contains(key) || LedgerInspection::is_being_demoted(ledger_, key);
+    const bool has_room = host_ != nullptr && host_->pages_for(num_rows, width) <= host_->num_available();
+    PendingPtr pending = ledger_.begin_fetch(key, num_rows, width, 1.0, epoch, any_tenant());
+    CHECK_EQUAL(ledger_.counts().rejections, num_rejections);
+    CHECK((pending != nullptr) == (has_room && !is_here && epoch == ledger_.epoch()));
+    if (pending == nullptr) return;
+    CHECK(pending->is_fetch && pending->tier == host_ && pending->demotions.empty() && !pending->host_copy);
+    add_write({std::move(pending), std::nullopt, {}});
+  }
+
+  // A lease that counts nothing.
+  void peek() {
+    const Key key = key_of(random_() % kNumKeys);
+    const EntryPtr* const found = ledger_.index().find(key);
+    const bool is_here = found != nullptr && !(*found)->is_moving;
+    const std::int64_t num_rows = found == nullptr ? 1 : (*found)->num_rows + (random_() % 8 == 0);
+    const std::int64_t width = found == nullptr ? 1 : (*found)->row_width();
+    const std::int64_t hits = found == nullptr ? 0 : (*found)->hits;
+    EntryPtr entry = ledger_.peek(key, num_rows, width);
+    CHECK(ledger_.contains(key) == (found != nullptr));
+    CHECK((entry != nullptr) == (is_here && num_rows == (*ledger_.index().find(key))->num_rows));
+    if (entry == nullptr) return;
+    CHECK(is_current(entry) && entry->hits == hits);
+    pages_of(*entry->tier).hold(entry->page_numbers());
+    leases_.push_back({std::move(entry), {}});
+    ++seen_.peeked;
+  }
+
+  void take_offers() {
+    for (const vitcache::Offer& offer : ledger_.take_offers()) {
+      const EntryPtr* const found = ledger_.index().find(offer.key);
+      if (found != nullptr && (*found)->tenant == offer.tenant && (*found)->num_rows == offer.num_rows &&
+          (*found)->row_width() == offer.row_width)
+        CHECK_EQUAL(offer.num_bytes, (*found)->num_bytes());
+      ++seen_.offered;
+      if (random_() % 4 != 0) continue;
+      ledger_.retract_offer(offer.key);
+      CHECK(found == nullptr || !(*found)->is_offered);
+    }
+    CHECK(ledger_.take_offers().empty());
+  }
+
+  void forget() {
+    if (random_() % 4 != 0) {
+      const Key key = key_of(random_() % kNumKeys);
+      const bool was_here = ledger_.contains(key) || LedgerInspection::is_being_demoted(ledger_, key);
+      forget_writes([&key](const vitcache::Pending& pending) { return pending.key == key; });
+      CHECK_EQUAL(ledger_.forget(key), was_here ? 1 : 0);
+      CHECK(!ledger_.contains(key) && !LedgerInspection::is_being_demoted(ledger_, key));
+      seen_.forgotten += was_here;
+      return;
+    }
+    const Key tenant = any_tenant();
+    std::int64_t count = 0;
+    for (std::uint64_t number = 0; number < kNumKeys; ++number) count += has_entry_of(key_of(number), tenant);
+    forget_writes([&tenant](const vitcache::Pending& pending) { return pending.tenant == tenant; });
+    CHECK_EQUAL(ledger_.forget_tenant(tenant), count);
+    for (std::uint64_t number = 0; number < kNumKeys; ++number) CHECK(!has_entry_of(key_of(number), tenant));
+    seen_.forgotten += static_cast<int>(count);
+  }
+
+  // Whether an entry of the tenant is under the key, or is being demoted.
+  bool has_entry_of(const Key& key, const Key& tenant) {
+    const EntryPtr* const found = ledger_.index().find(key);
+    const EntryPtr demoted = LedgerInspection::being_demoted(ledger_, key);
+    return (found != nullptr && (*found)->tenant == tenant) ||
+           (demoted != nullptr && demoted->tenant == tenant);
+  }
+
+  // Marks the pending writes, promotions and fetches that must insert nothing from now on.
+  template <typename IsMeant>
+  void forget_writes(IsMeant is_meant) {
+    for (Write& write : writes_) {
+      const vitcache::Pending& pending = *write.pending;
+      if (!pending.is_early && !pending.is_compaction && is_meant(pending)) write.is_forgotten = true;
+    }
   }
 
   void order() {
@@ -182,6 +292,9 @@ class History {
   void discard_from_host(const Key& key) {
     const bool was_in_device = is_in_device(key), had_copy = ledger_.has_host_copy(key);
     const bool was_here = ledger_.contains(key) || LedgerInspection::is_being_demoted(ledger_, key);
+    if (!was_in_device)
+      forget_writes(
+          [&key](const vitcache::Pending& pending) { return pending.is_fetch && pending.key == key; });
     CHECK(ledger_.discard_from_host(key) == (was_in_device ? had_copy : was_here));
     CHECK(is_in_device(key) == was_in_device && ledger_.contains(key) == was_in_device);
     CHECK(!ledger_.has_host_copy(key) && !LedgerInspection::is_being_demoted(ledger_, key));
@@ -356,7 +469,8 @@ class History {
     const Key key = key_of(random_() % kNumKeys);
     if (has_orders_ && target == WriteTo::kDevice && random_() % 4 == 0)
       return begin_run(key, num_rows, width, epoch);
-    PendingPtr pending = ledger_.begin_write(key, num_rows, width, cost, epoch, target);
+    PendingPtr pending =
+        ledger_.begin_write(key, num_rows, width, cost, epoch, target, any_tenant(), random_() % 8 == 0);
     if (pending == nullptr) return;
     CHECK_EQUAL(epoch, ledger_.epoch());
     CHECK((pending->tier == host_) == (target == WriteTo::kHost));
@@ -368,7 +482,8 @@ class History {
   // Begins a write into one run of free pages, which evicts nothing.
   void begin_run(const Key& key, std::int64_t num_rows, std::int64_t width, std::int64_t epoch) {
     const std::int64_t num_evictions = ledger_.counts().evictions, size = ledger_.size();
-    PendingPtr pending = ledger_.begin_contiguous_write(key, num_rows, width, 1.0, epoch);
+    PendingPtr pending =
+        ledger_.begin_contiguous_write(key, num_rows, width, 1.0, epoch, any_tenant(), random_() % 8 == 0);
     CHECK(ledger_.counts().evictions == num_evictions && ledger_.size() == size);
     if (pending == nullptr) return;
     CHECK_EQUAL(epoch, ledger_.epoch());
@@ -395,7 +510,7 @@ class History {
     PendingPtr pending = ledger_.begin_promotion(source, is_contiguous);
     CHECK(!is_contiguous || ledger_.counts().evictions == num_evictions);
     if (pending == nullptr) return release(std::move(lease));
-    CHECK(source->tier == host_.get());
+    CHECK(source->tier == host_.get() && pending->tenant == source->tenant);
     if (is_contiguous) check_run(*pending);
     add_write({std::move(pending), std::move(lease), {}});
   }
@@ -469,8 +584,18 @@ class History {
     }
     if (pending.host_copy) host_pages_.release(pending.host_copy->pages);
     for (const DemotionPtr& demotion : pending.demotions) host_pages_.release(demotion->pages);
+    CHECK_EQUAL(pending.is_rejected, write.is_forgotten);
     if (!pending.is_early && random_() % 4 == 0) return finish_and_pin(write, fence, failed);
+    const bool was_here = ledger_.contains(pending.key);
     const bool inserted = ledger_.finish(write.pending, fence, failed);
+    CHECK(!inserted || !write.is_forgotten);
+    seen_.forgotten_writes += write.is_forgotten;
+    if (pending.is_fetch) {
+      CHECK(inserted ==
+            (fence && !failed && !was_here && !write.is_forgotten && pending.epoch == ledger_.epoch()));
+      seen_.fetched += inserted;
+      seen_.late_fetches += was_here;
+    }
     CHECK(!inserted || (fence && !failed && pending.epoch == ledger_.epoch() && !pending.is_early));
     CHECK(!ledger_.finish(write.pending, fence, failed));  // a second call does nothing
     (inserted ? seen_.inserted : seen_.rejected) += 1;
@@ -482,7 +607,8 @@ class History {
     const EntryPtr entry = *ledger_.index().find(pending.key);
     CHECK(entry->page_numbers() == pending.pages && entry->written == fence);
     CHECK(entry->row_width() == pending.row_width && entry->num_rows == pending.num_rows);
-    CHECK(entry->tier == pending.tier.get());
+    CHECK(entry->tier == pending.tier.get() && entry->tenant == pending.tenant);
+    CHECK(!pending.is_fetch || entry->is_offered);
     const EntryPtr* const copy = ledger_.index().find_host_copy(pending.key);
     CHECK((copy != nullptr) == (pending.host_copy.has_value() || pending.source != nullptr));
     if (pending.host_copy)
@@ -501,6 +627,7 @@ class History {
       entry = ledger_.finish_and_pin(write.pending, fence);
     CHECK(ledger_.finish_and_pin(write.pending, fence) == nullptr);
     (entry != nullptr ? seen_.inserted : seen_.rejected) += 1;
+    CHECK(entry == nullptr || !write.is_forgotten);
     if (entry != nullptr) {
       check_inserted(*write.pending, *fence);
       CHECK(is_current(entry) && entry->leases == 1 && entry->hits == 0);
@@ -587,6 +714,7 @@ class History {
   }
   void let_go(const EntryPtr& entry) { pages_of(*entry->tier).release(entry->page_numbers()); }
   ShadowPages& pages_of(const Tier& tier) { return &tier == device_.get() ? device_pages_ : host_pages_; }
+  Key any_tenant() { return key_of(100 + random_() % kNumTenants); }
   std::int64_t any_stream() { return static_cast<std::int64_t>(random_() % kNumStreams) - 1; }
   template <typename Item>
   std::size_t pick(const std::vector<Item>& items) {
@@ -635,9 +763,11 @@ int main() {
         const Seen seen = history.end();
         CHECK(seen.reads > 500 && seen.inserted > 500 && seen.rejected > 150);
         CHECK(seen.reused_with_fences > 500);
-        CHECK(!has_host || (seen.demotions > 25 && seen.early_copies > 25));
+        CHECK(!has_host || (seen.demotions > 15 && seen.early_copies > 15));
         CHECK(seen.narrow > 100 && seen.discarded > 25 && seen.recorded > 50);
         CHECK(!has_host || (seen.in_host > 25 && seen.in_both > 25));
+        CHECK(seen.peeked > 4 && seen.offered > 25 && seen.forgotten > 15 && seen.forgotten_writes > 2);
+        CHECK(!has_host || (seen.fetched > 15));
         CHECK(!has_orders || (seen.runs > 50 && seen.moves > 10 && seen.failed_moves > 1));
         CHECK(!has_orders || !has_host || (seen.ordered_copies > 10 && seen.ordered_demotions > 10));
       }

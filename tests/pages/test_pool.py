@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import random
 import weakref
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from rings import copy_stream
 from vitcache import PinnedRing
 from vitcache.device.stand_in import open_runtime
 from vitcache.device.streams import CPU_STREAM, Fence
-from vitcache.pages.pool import PagePool, _joint_runs
+from vitcache.pages.pool import HOST_ALIGNMENT, PagePool, _joint_runs
 from vitcache.testing import inspect, stand_in
 
 CPU = torch.device("cpu")
@@ -34,7 +35,20 @@ def test_pool_memory_is_exactly_its_pages(tier: str) -> None:
     assert pool.page_bytes == 4 * 3 * 2
     assert pool.rows.shape == (20, 3)
     assert pool.rows.dtype == torch.bfloat16
-    assert pool.rows.untyped_storage().nbytes() == 5 * pool.page_bytes
+    assert pool.rows.is_contiguous()
+    assert pool.rows.nbytes == 5 * pool.page_bytes
+    is_host = tier == "host"
+    assert pool.rows.untyped_storage().nbytes() == 5 * pool.page_bytes + is_host * (HOST_ALIGNMENT - 1)
+
+
+@pytest.mark.parametrize("num_pages", [1, 5, 1000])
+def test_host_memory_begins_at_a_page_of_the_system(num_pages: int) -> None:
+    pools = [make_pool(num_pages, tier="host") for _ in range(3)]
+    assert HOST_ALIGNMENT % mmap.PAGESIZE == 0
+    assert all(pool.rows.data_ptr() % HOST_ALIGNMENT == 0 for pool in pools)
+    pool = pools[0]
+    pool.write(range(num_pages), torch.ones(num_pages * 4, 3))
+    assert torch.equal(pool.rows, torch.ones(num_pages * 4, 3))
 
 
 def test_allocate_returns_each_page_once_in_ascending_order() -> None:

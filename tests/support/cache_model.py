@@ -17,6 +17,7 @@ class Item:
     pages: int
     leases: int = 0
     hits: int = 0
+    tenant: str = ""
 
 
 @dataclass(eq=False)
@@ -32,6 +33,9 @@ class PendingWrite:
     tier: str = "device"
     demoted: list[Item] = field(default_factory=list)
     replaced: set[bytes] = field(default_factory=set)  # inserted or discarded since the reservation began
+    tenant: str = ""
+    is_fetch: bool = False
+    is_forgotten: bool = False
 
     @property
     def host_pages(self) -> int:
@@ -87,8 +91,10 @@ class CacheModel:
     def pages_for(self, num_rows: int, width: int) -> int:
         return max(1, -(-num_rows // (self.page_rows * (self.width // width))))
 
-    def put(self, key: bytes, rows: Tensor, *, fails: bool = False, tier: str = "device") -> bool:
-        pending = self.reserve(key, *rows.shape, tier=tier)
+    def put(
+        self, key: bytes, rows: Tensor, *, fails: bool = False, tier: str = "device", tenant: str = ""
+    ) -> bool:
+        pending = self.reserve(key, *rows.shape, tier=tier, tenant=tenant)
         if pending is None:
             return False
         if fails:
@@ -96,7 +102,55 @@ class CacheModel:
             return False
         return self.commit(pending, rows)
 
-    def reserve(self, key: bytes, num_rows: int, width: int, *, tier: str = "device") -> PendingWrite | None:
+    def fetch(self, key: bytes, num_rows: int, width: int, tenant: str) -> PendingWrite | None:
+        pages = self.pages_for(num_rows, width)
+        if key in self.items() or self.is_being_demoted(key) or pages > self.available("host"):
+            return None
+        self.evict_from_host(pages)
+        pending = PendingWrite(key, pages, self.epoch, tier="host", tenant=tenant, is_fetch=True)
+        pending.own_host_pages = pages
+        self.pending.append(pending)
+        return pending
+
+    def forget(self, key: bytes) -> int:
+        for pending in self.pending:
+            pending.is_forgotten |= pending.key == key
+        return int(self.discard(key))
+
+    def forget_tenant(self, tenant: str) -> int:
+        for pending in self.pending:
+            pending.is_forgotten |= pending.tenant == tenant
+        rejected = [pending.is_forgotten for pending in self.pending]
+        keys = {item.key for item in self.items().values() if item.tenant == tenant}
+        keys |= {item.key for item in self.being_demoted() if item.tenant == tenant}
+        for key in sorted(keys):
+            self.discard(key)
+        for pending, is_forgotten in zip(self.pending, rejected, strict=True):
+            pending.is_forgotten = is_forgotten  # `discard` rejects fetches of other tenants, too
+        return len(keys)
+
+    def being_demoted(self) -> list[Item]:
+        return [
+            item
+            for pending in self.pending
+            if pending.epoch == self.epoch
+            for item in pending.demoted
+            if item.key not in pending.replaced
+        ]
+
+    def is_being_demoted(self, key: bytes) -> bool:
+        return any(item.key == key for item in self.being_demoted())
+
+    def peek(self, key: bytes, num_rows: int, width: int) -> Item | None:
+        item = self.items().get(key)
+        if item is None or tuple(item.rows.shape) != (num_rows, width):
+            return None
+        item.leases += 1
+        return item
+
+    def reserve(
+        self, key: bytes, num_rows: int, width: int, *, tier: str = "device", tenant: str = ""
+    ) -> PendingWrite | None:
         pages = self.pages_for(num_rows, width)
         tiers = ("device", "host") if tier == "both" else (tier,)
         if any(pages > self.available(each) for each in tiers):
@@ -109,7 +163,7 @@ class CacheModel:
             there = old if old in self.tiers[each] else self.copy_of(old) if each == "host" else None
             if there is not None and there.leases == 0 and pages > self.free_pages(each):
                 self.drop(old)
-        pending = PendingWrite(key, pages, self.epoch, tier=tier)
+        pending = PendingWrite(key, pages, self.epoch, tier=tier, tenant=tenant)
         if tier != "host":
             return self.begin(pending)
         self.evict_from_host(pages)
@@ -139,7 +193,7 @@ class CacheModel:
         if self.copy_of(item) is None:
             if item.pages > self.free_pages("host"):
                 return False
-            self.host_copies.append(Item(key, item.rows, item.pages))
+            self.host_copies.append(Item(key, item.rows, item.pages, tenant=item.tenant))
             self.counts["writebacks"] += 1
         return True
 
@@ -200,7 +254,7 @@ class CacheModel:
             if victim.key in kept_keys or victim.pages > self.available("host") - taken:
                 continue
             self.evict_from_host(victim.pages + taken)
-            copies.append(Item(victim.key, victim.rows, victim.pages))
+            copies.append(Item(victim.key, victim.rows, victim.pages, tenant=victim.tenant))
         self.host_copies += copies
         self.counts["writebacks"] += len(copies) - len(kept_keys)
 
@@ -214,9 +268,9 @@ class CacheModel:
         if source not in self.tiers["host"] or source.pages > self.available("device"):
             return None
         if has_run is not None:
-            pending = PendingWrite(source.key, source.pages, self.epoch, source)
+            pending = PendingWrite(source.key, source.pages, self.epoch, source, tenant=source.tenant)
             return self.take_run(pending) if has_run else None
-        return self.begin(PendingWrite(source.key, source.pages, self.epoch, source))
+        return self.begin(PendingWrite(source.key, source.pages, self.epoch, source, tenant=source.tenant))
 
     def begin(self, pending: PendingWrite) -> PendingWrite:
         """Take the pages of a pending write, and evict or demote the victims."""
@@ -247,7 +301,7 @@ class CacheModel:
         source = pending.source
         if pending.epoch != self.epoch:
             self.cancel(pending)
-            self.counts["rejections"] += source is None
+            self.counts["rejections"] += source is None and not pending.is_fetch
             return False
         self.pending.remove(pending)
         for item in pending.demoted:
@@ -258,23 +312,27 @@ class CacheModel:
                 self.counts["demotions"] += 1
                 self.counts["writebacks"] += 1
         if source is not None:
-            if source not in self.tiers["host"]:
+            if source not in self.tiers["host"] or pending.is_forgotten:
                 return False
             self.tiers["host"].remove(source)
             self.host_copies.append(source)
-            self.tiers["device"].append(Item(pending.key, rows.clone(), pending.pages))
+            promoted = Item(pending.key, rows.clone(), pending.pages, tenant=source.tenant)
+            self.tiers["device"].append(promoted)
             self.counts["promotions"] += 1
             return True
+        if pending.is_forgotten or (pending.is_fetch and pending.key in self.items()):
+            self.counts["rejections"] += not pending.is_fetch
+            return False
         for other in self.pending:
             other.replaced.add(pending.key)
         if pending.key in self.items():
             self.drop(self.items()[pending.key])
         if pending.key in self.evicted:
             self.evicted.remove(pending.key)
-        item = Item(pending.key, rows.clone(), pending.pages)
+        item = Item(pending.key, rows.clone(), pending.pages, tenant=pending.tenant)
         self.tiers["host" if pending.tier == "host" else "device"].append(item)
         if pending.tier == "both":
-            self.host_copies.append(Item(pending.key, item.rows, pending.pages))
+            self.host_copies.append(Item(pending.key, item.rows, pending.pages, tenant=pending.tenant))
             self.counts["writebacks"] += 1
         self.counts["insertions"] += 1
         return True
@@ -290,6 +348,7 @@ class CacheModel:
     def discard(self, key: bytes) -> bool:
         is_demoted = False
         for pending in self.pending:
+            pending.is_forgotten |= pending.is_fetch and pending.key == key
             if pending.epoch == self.epoch and key not in pending.replaced:
                 is_demoted |= any(item.key == key for item in pending.demoted)
             pending.replaced.add(key)

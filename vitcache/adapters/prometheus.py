@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from vitcache.adapters.tier_metrics import tier_families
 from vitcache.arguments import shown
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.stats import CacheStats
@@ -132,6 +133,8 @@ class CacheCollector:
             yield self._family(
                 "Gauge", count, text, {(name,): getattr(s, count) for name, s in stats.items()}
             )
+        for family in tier_families(stats):
+            yield self._family(family.kind, family.name, family.text, family.values, *family.labels)
 
     def _family(self, kind: str, name: str, text: str, values: Mapping[Any, float], *labels: str) -> Any:
         make_family = getattr(self._core, f"{kind}MetricFamily")

@@ -177,8 +177,10 @@ class DiskTier:
                 raise
         packed = pack_name(name)
         self._uses.pop(packed, None)
-        with suppress(sqlite3.OperationalError):  # else the sweep removes it
+        try:
             self._index.remove([packed])
+        except sqlite3.OperationalError:  # another process has locked it
+            self._sweep.restart()
 
     def store(self, stores: Sequence[Transfer]) -> list[bool]:
         """See `Tier.store`. False: the entry exceeds `max_bytes`, or the disk is full or read-only."""
@@ -221,7 +223,7 @@ class DiskTier:
                     raise
         except (OSError, sqlite3.OperationalError) as error:
             self._refuse(error)
-            with suppress(sqlite3.OperationalError):
+            with suppress(sqlite3.OperationalError):  # its claim then ends by its time
                 self._index.remove([packed], self._owner)
             return False
         return True
@@ -279,8 +281,10 @@ class DiskTier:
             packed: used for packed, used in self._uses.items() if not _is_named(packed, tenant, key)
         }
         if self._index.is_current:
-            with suppress(sqlite3.OperationalError):  # rows without files: the sweep removes them
+            try:
                 self._index.erase(tenant, key)
+            except sqlite3.OperationalError:  # another process has locked it
+                self._sweep.restart()
         return erased
 
     def generation(self, weights: bytes) -> int:

@@ -10,10 +10,12 @@ from vitcache.tiers.tier_engine import TierEngine
 from vitcache.tiers.tier_jobs import FetchJob, Wanted, finish_all, send
 
 
-def run_fetch(job: FetchJob, engine: TierEngine, books: Books, counts: TierCounts) -> bool:
-    """Fetch the entries of a job, and pass those on that the tier misses. Returns whether the tier answered.
+def run_fetch(job: FetchJob, engine: TierEngine, books: Books, counts: TierCounts) -> bool | None:
+    """Fetch the entries of a job, and pass those on that the tier misses.
 
     Runs on the worker's thread. Every entry is finished, or passed on, also if the tier fails.
+
+    Returns whether the tier answered; None: it was not asked.
     """
     run = _FetchRun(job, engine, books, counts)
     left = [wanted for wanted in job.wanted if not wanted.is_void]
@@ -21,7 +23,7 @@ def run_fetch(job: FetchJob, engine: TierEngine, books: Books, counts: TierCount
     try:
         if not left or not books.is_current(job.weights):
             finish_all(left)
-            return False
+            return None
         if not engine.is_ready(job.is_probe):
             counts.add("refused", len(left))
             run.pass_on(left)

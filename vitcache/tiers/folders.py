@@ -59,10 +59,13 @@ def open_folder(name: str, parent: int | None = None, *, make: bool = False) -> 
 def make_folder(name: str, parent: int | None = None) -> None:
     """Make a folder that only its owner may read, unless it exists. A root is made with its parents."""
     try:
-        if parent is None:
-            above = os.path.dirname(os.path.abspath(name))
-            os.makedirs(above, exist_ok=True)
-        os.mkdir(name, 0o700, dir_fd=parent)
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileNotFoundError:
+            if parent is not None:
+                raise
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            os.mkdir(name, 0o700)
     except FileExistsError:
         return
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from vitcache.tiers.completion import Completion
 from vitcache.tiers.weights_name import Weights
-
-if TYPE_CHECKING:
-    from vitcache.tiers.tier_runner import TierRunner
 
 WantedName = tuple[bytes, int, int, bytes]  # key, number of rows, row width, digest of the tenant
 
@@ -57,6 +54,13 @@ class Wanted(Completion):
             self._table[self.name] = known
 
 
+class FetchQueue(Protocol):
+    """A tier's queue of fetches: a `TierRunner`."""
+
+    def queue_fetch(self, job: FetchJob) -> bool:
+        """Queue a fetch, and return whether it was accepted. Never waits."""
+
+
 class FetchJob:
     """Entries that one tier is asked for, and then the tiers of `route` for those that it misses.
 
@@ -73,7 +77,7 @@ class FetchJob:
     __slots__ = ("deadline", "is_late", "is_probe", "route", "timeout_s", "wanted", "weights")
 
     def __init__(
-        self, wanted: list[Wanted], weights: Weights, route: Sequence[TierRunner], timeout_s: float
+        self, wanted: list[Wanted], weights: Weights, route: Sequence[FetchQueue], timeout_s: float
     ) -> None:
         self.wanted = wanted
         self.weights = weights
@@ -90,7 +94,7 @@ def finish_all(wanted: Sequence[Wanted]) -> None:
         each.finish()
 
 
-def send(wanted: list[Wanted], weights: Weights, route: Sequence[TierRunner], timeout_s: float) -> None:
+def send(wanted: list[Wanted], weights: Weights, route: Sequence[FetchQueue], timeout_s: float) -> None:
     """Queue a fetch with the first tier of `route` that accepts it. None does: the entries are missed."""
     for number, runner in enumerate(route):
         if runner.queue_fetch(FetchJob(wanted, weights, route[number + 1 :], timeout_s)):

@@ -144,7 +144,7 @@ class TierRunner:
             self._engine.erase(job)
 
     def _fetch(self, job: FetchJob, books: Books) -> None:
-        has_answered = False
+        has_answered: bool | None = None
         try:
             if self.is_ending:
                 finish_all(job.wanted)
@@ -156,9 +156,9 @@ class TierRunner:
                 self.jobs.fetches.pop(job, None)
             if job.is_late:
                 self.breaker.end_late()
-            else:
+            elif has_answered is not False:  # a failure has ended the probe
                 if job.is_probe:
-                    self.breaker.end_probe(has_answered)
+                    self.breaker.end_probe(bool(has_answered))
                 if has_answered:
                     self._engine.succeed()
 

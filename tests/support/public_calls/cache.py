@@ -79,23 +79,34 @@ ROWS = torch.ones(2, 4)
 
 CALLS: dict[str, Valid] = {
     "EmbeddingCache": construct,
-    "EmbeddingCache.put": method("put", key=KEYS[1], rows=ROWS, epoch=None, encode_ms=1.0, tier="device"),
+    "EmbeddingCache.put": method(
+        "put", key=KEYS[1], rows=ROWS, epoch=None, encode_ms=1.0, tier="device", tenant="one"
+    ),
     "EmbeddingCache.get": method("get", key=KEYS[0], num_rows=2, row_width=None),
     "EmbeddingCache.get_many": method("get_many", keys=KEYS[:2], num_rows=2, row_width=None),
     "EmbeddingCache.__contains__": method("__contains__", key=KEYS[0]),
     "EmbeddingCache.discard": method("discard", key=KEYS[0], tier=None),
+    "EmbeddingCache.forget": method("forget", key=KEYS[0], timeout_s=1.0),
+    "EmbeddingCache.forget_tenant": method("forget_tenant", tenant="one", timeout_s=1.0),
     "EmbeddingCache.pages_for": method("pages_for", num_rows=2, width=None),
     "EmbeddingCache.has_room": method("has_room", num_rows=2, row_width=None),
     "EmbeddingCache.expect": method("expect", num_rows=[2], row_width=None),
     "EmbeddingCache.reserve": method(
-        "reserve", key=KEYS[1], num_rows=2, row_width=None, epoch=None, encode_ms=1.0, contiguous=False
+        "reserve",
+        key=KEYS[1],
+        num_rows=2,
+        row_width=None,
+        epoch=None,
+        encode_ms=1.0,
+        contiguous=False,
+        tenant="one",
     ),
     "EmbeddingCache.promote": promote,
     "EmbeddingCache.copy_to_host": method("copy_to_host", key=KEYS[0]),
     "EmbeddingCache.demote": method("demote", key=KEYS[0]),
     "EmbeddingCache.claim": method("claim", key=KEYS[1]),
     "Reservation.write": write,
-    "Claim.put": claim_method("put", rows=ROWS, encode_ms=1.0, tier="device"),
-    "Claim.reserve": claim_method("reserve", num_rows=2, encode_ms=1.0, row_width=None),
+    "Claim.put": claim_method("put", rows=ROWS, encode_ms=1.0, tier="device", tenant="one"),
+    "Claim.reserve": claim_method("reserve", num_rows=2, encode_ms=1.0, row_width=None, tenant="one"),
     "Claim.wait": wait_for_claim,
 }

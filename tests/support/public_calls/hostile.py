@@ -82,7 +82,7 @@ _ACCEPTED: tuple[tuple[set[str], str], ...] = (
     ({"empty bytes"}, "namespace"),
     (TEXT | NONE | {"empty bytes"}, "attach.namespace vision_pipeline.namespace"),
     (TEXT, "Namespace.model Namespace.revision Namespace.processor Namespace.adapter Namespace.dtype"),
-    (TEXT, "Namespace.tenant"),
+    (TEXT, "tenant"),
     (TEXT - {"surrogate"} | COUNT | {"empty bytes", "-1"}, "identifier"),
     ({"None", "str", "Text"}, "CacheCollector.name"),
     (FEATURE, "feature"),

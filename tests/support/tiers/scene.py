@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,13 +16,13 @@ BLOCK = 4096
 def name_of(
     key: int, num_rows: int = 5, row_bytes: int = 100, *, tenant: int = 1, weights: int = 2
 ) -> EntryName:
-    """The name of an entry whose digests repeat one byte each."""
-    digests = [bytes([number % 256, number // 256]) * 16 for number in (tenant, weights, key)]
+    """The name of an entry whose digests repeat one number each."""
+    digests = [number.to_bytes(4, "little") * 8 for number in (tenant, weights, key)]
     return EntryName(*digests, num_rows, row_bytes)
 
 
 def aligned(num_bytes: int, *, offset: int = 0, value: int = 0xFF) -> np.ndarray:
-    """Bytes at an address that direct I/O accepts, plus an offset. Four bytes of 0xFF are a NaN of float32."""
+    """Bytes at an address that direct I/O accepts, plus an offset. Four bytes of 0xFF are a NaN."""
     memory = np.frombuffer(mmap.mmap(-1, num_bytes + offset + 1), np.uint8)
     memory[:] = value
     return memory[offset : offset + num_bytes]
@@ -79,6 +80,7 @@ def rows_in(transfer: Transfer) -> np.ndarray:
     return np.concatenate([np.empty(0, np.uint8), *transfer.parts])
 
 
+@lru_cache(1000)
 def rows_of(name: EntryName) -> np.ndarray:
     """Rows that depend on the whole name."""
     seed = [*name.tenant, *name.weights, *name.key, name.num_rows, name.row_bytes]
