@@ -43,7 +43,7 @@ EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows, std::int64_t row_wid
 
 EntryPtr Ledger::peek(const Key& key, std::int64_t num_rows, std::int64_t row_width, bool is_on_host) {
   const EntryPtr* found = index_->find(key);
-  if (is_on_host && found != nullptr && (*found)->tier != host_) found = index_->find_host_copy(key);
+  if (is_on_host && found != nullptr && (*found)->tier != host_.get()) found = index_->find_host_copy(key);
   if (found == nullptr || (*found)->is_moving || (*found)->num_rows != num_rows ||
       (*found)->row_width() != row_width)
     return nullptr;

@@ -62,7 +62,7 @@ class LowerTiers:
         assert isinstance(write_back.queue_bytes, int)
         self._workers: list[TierWorker] = []
         for tier in tiers:
-            books = TierBooks(coordinator, self._current, device, dtype)
+            books = TierBooks(coordinator, self._current, device, dtype, write_back.from_device)
             self._workers.append(TierWorker(tier, books, write_back.queue_bytes, clock))
         self._runners = [worker.runner for worker in self._workers]
         coordinator.offers = Offers(self._runners, self._current)

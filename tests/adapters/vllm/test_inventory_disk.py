@@ -20,7 +20,12 @@ class Scene(Pass):
     """Passes over an inventory with a fake disk, and the model worker that executes their orders."""
 
     def __init__(
-        self, device_pages: int = 8, host_pages: int = 8, fetch_pages: int = 8, stored: str = "", rows: int = 4
+        self,
+        device_pages: int = 8,
+        host_pages: int = 8,
+        fetch_pages: int = 8,
+        stored: str = "",
+        rows: int = 4,
     ) -> None:
         super().__init__(device_pages, host_pages)
         self.worker = WorkerModel(self.inventory.settings)
@@ -249,7 +254,7 @@ def test_fetch_of_an_item_makes_room_in_the_host_tier_when_it_has_ended() -> Non
 
 
 def test_items_beyond_the_pages_for_fetches_are_fetched_in_turns() -> None:
-    scene = Scene(fetch_pages=2, stored="abc")
+    scene = Scene(fetch_pages=3, stored="abc")  # one page is left for an entry that is being written
     request, _ = scene.admit("a", "b", "c")
     assert scene.disk.num_begun == 2
     scene.disk.end_all()
@@ -263,14 +268,14 @@ def test_items_beyond_the_pages_for_fetches_are_fetched_in_turns() -> None:
 
 
 def test_item_that_is_larger_than_the_pages_for_fetches_is_encoded_at_once() -> None:
-    scene = Scene(fetch_pages=2, stored="a", rows=12)
+    scene = Scene(fetch_pages=3, stored="a", rows=12)
     request, is_admitted = scene.admit("a", num_rows=12)
     assert is_admitted
     assert scene.place(request) == ["encode"]
 
 
 def test_pages_that_a_fetch_may_still_write_are_not_used_for_others() -> None:
-    scene = Scene(fetch_pages=2, stored="ab")
+    scene = Scene(fetch_pages=3, stored="ab")
     scene.disk.lost = 1
     scene.admit("a", "b")
     assert scene.disk.num_begun == 1
@@ -343,14 +348,35 @@ def test_image_that_the_prefix_cache_contains_counts_as_a_hit() -> None:
 
 
 def test_offer_of_an_entry_that_is_dropped_in_the_same_pass_is_not_ordered() -> None:
-    scene = Scene(device_pages=1, host_pages=0)
+    scene = Scene(device_pages=1, host_pages=1)
+    scene.serve("a"), scene.serve("b")  # a is alone in the host tier
     for _ in range(2):
-        scene.serve("a")
-    request, _ = scene.admit("a", computed=5)
-    scene.inventory.finish(request)
-    orders = scene.serve("b")[1]
+        request, _ = scene.admit("a", computed=5)
+        scene.inventory.finish(request)
+    orders = scene.serve("c")[1]
     assert list(orders.drops) == [key("a")]
     assert not orders.offers
+
+
+def test_offered_entry_without_a_host_copy_takes_the_place_of_another_copy() -> None:
+    scene = Scene(device_pages=2, host_pages=1)
+    scene.serve("a"), scene.serve("b")  # a has the copy
+    scene.serve("b")
+    orders = scene.serve("b")[1]
+    assert list(orders.host_drops) == [key("a")]
+    assert list(orders.offers) == [key("b")]
+    assert key("b") in scene.disk.contents
+
+
+def test_entry_that_can_have_no_copy_is_offered_when_it_is_demoted() -> None:
+    scene = Scene(device_pages=2, host_pages=2)
+    scene.serve("wide"), scene.serve("a")
+    scene.serve("b"), scene.serve("c")  # both of them are alone in the host tier
+    for _ in range(3):
+        assert not scene.serve("c")[1].offers
+    scene.serve("d")
+    orders = scene.serve("e")[1]
+    assert list(orders.demotions) == list(orders.offers) == [key("c")]
 
 
 def test_without_a_disk_nothing_is_offered() -> None:

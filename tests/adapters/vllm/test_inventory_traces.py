@@ -97,10 +97,9 @@ def test_nothing_is_kept_about_fetches_of_requests_that_ended(lag: int) -> None:
     for request in list(engine.running):
         engine.finish(request)
     disk.end_all()
-    request = engine.add_request([("last", 4)])
-    while engine.running:
-        engine.step()
-    assert request.num_computed_tokens == request.num_tokens
-    disk.end_all()
-    assert all(item.key.identifier == "last" for item, _ in inventory.disk.take_ended())
+    for _ in range(2):  # in the second pass, its rows are there
+        engine.add_request([("last", 4)])
+        while engine.running:
+            engine.step()
+        disk.end_all()
     assert inspect_fetches(inventory.disk) == FetchState(set(), set(), 0, 0)

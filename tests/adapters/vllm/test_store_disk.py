@@ -153,22 +153,17 @@ def test_fetch_evicts_no_host_entry(scenes: Any) -> None:
     assert scene.disk.counts()["disk_fetches_refused"] == 1
 
 
-def test_load_without_adjacent_free_pages_is_copied_outside_of_them(scenes: Any) -> None:
-    scene = scenes(device_pages=4)
-    scene.keep("z")
-    scene.run(saves={name: SaveOrder(ItemKey("", name), 4, 1, False) for name in "abc"})
-    rows = make_rows("wide", 8, 0, WIDTH)
-    scene.store.cache.put(scene.store._digest(ItemKey("", "wide")), rows, tier="host")
-    scene.worker.rows.pop("a"), scene.worker.rows.pop("c")
-    scene.run(releases=["a", "c"], drops={ItemKey("", "a"): None, ItemKey("", "c"): None})
-    reader = scene.store.cache.get(scene.store._digest(ItemKey("", "b")))  # as the disk's thread has one
-    report = scene.run(loads={"wide": LoadOrder(ItemKey("", "wide"), 8)})
-    reader.release()
-    assert not report.lost
-    assert torch.equal(scene.worker.rows["wide"], rows)
-    assert not scene.worker.owns("wide")
-    scene.worker.rows.pop("wide")
-    assert scene.run(releases=["wide"], demotions={ItemKey("", "wide"): None}).missing
+def test_disk_leases_no_device_pages_and_offers_an_entry_without_room_again_later(scenes: Any) -> None:
+    scene = scenes()
+    pages = scene.settings.host_pages + scene.settings.fetch_pages
+    for number in range(pages):
+        scene.store.cache.put(number.to_bytes(32, "big"), torch.zeros(4, WIDTH), tier="host")
+    scene.keep("a")
+    assert scene.disk.counts()["disk_stores"] == 0
+    scene.store.cache.evict(bytes(32))
+    scene.run(offers={ItemKey("", "a"): None})
+    assert scene.store.cache.flush(WAIT_S)
+    assert scene.disk.counts()["disk_stores"] == 1
 
 
 def test_worker_without_a_store_fetches_nothing() -> None:
@@ -229,7 +224,7 @@ def test_random_traffic_over_a_disk_reads_the_right_rows(
         disk = WorkerDisk(lambda store=worker.store: store, inventory.settings.page_bytes)  # type: ignore[misc]
         inventory.disk = DiskFetches(disk, inventory.settings.fetch_pages, 0.05, inventory.counts)
         engine = Engine(inventory, EncoderCacheModel(inventory), [worker], random.Random(seed), lag, True)
-        run_traffic(engine, 400, num_items=60, salts=(None, None, "a"))
+        run_traffic(engine, 1000, num_items=30, salts=(None, None, "a"))
         worker.store.cache.check_integrity()
         assert not engine.failed
         assert worker.store.cache.flush(WAIT_S)

@@ -101,9 +101,11 @@ class WorkerModel:
 
     def end(self) -> StepReport | None:
         for key in self.orders.offers:
-            content = self.device.get(key, self.host.get(key))
-            if self.disk is not None and content is not None:
-                self.disk[key] = content
+            if key in self.device:
+                self.host[key] = self.device[key]
+                self.check_pages()
+            if self.disk is not None and key in self.host:
+                self.disk[key] = self.host[key]
         has_news = self.orders.saves or self.orders.loads or self.report.missing
         return self.report if has_news else None
 

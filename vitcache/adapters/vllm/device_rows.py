@@ -98,12 +98,6 @@ class DeviceRows:
         for identifier in identifiers:
             self.shown[identifier].lease.use()
 
-    def show_copy(self, identifier: str, lease: Lease) -> None:
-        """Put a copy of leased rows into vLLM's encoder cache, outside of the pages, and release the lease."""
-        self.release(identifier)
-        with lease:
-            self.rows[identifier] = lease.to_tensor()
-
     def show_zeros(self, identifier: str, shape: tuple[int, int]) -> None:
         """Put zeros into vLLM's encoder cache, without which its engine would stop."""
         self.release(identifier)

@@ -14,7 +14,7 @@ from vitcache.arguments import to_bytes
 from vitcache.versions import installed_version
 
 DISK_OPTIONS = ("disk", "disk_bytes", "weights_name")  # of ec_connector_extra_config
-# Pinned memory beside the host tier for rows that are on their way from the disk.
+# Pinned memory beside the host tier for rows that are being read from the disk.
 FETCH_BYTES = 256 << 20
 FETCH_TIMEOUT_S = 0.1
 COMMIT = re.compile("[0-9a-f]{40}")

@@ -390,7 +390,20 @@ class Inventory:
         entry.hits += 1
         number = entry.hits // OFFERED_HITS
         if entry.hits == number * OFFERED_HITS and number & (number - 1) == 0:
-            self._orders.offers[key] = None
+            self._offer(key, entry)
+
+    def _offer(self, key: ItemKey, entry: InventoryEntry) -> None:
+        """Order to offer an entry, which the disk's thread reads in the host tier.
+
+        An entry without a host copy gets one in place of other copies. If these are too few, the entry is
+        offered when it is demoted.
+        """
+        if not entry.on_host:
+            if not self._make_room(entry.num_pages, only_copies=True):
+                return
+            entry.on_host = True
+            self._host.add_copy(key, entry.num_pages)
+        self._orders.offers[key] = None
 
     # Parts: the tiers
 
@@ -434,15 +447,18 @@ class Inventory:
         elif self._make_room(entry.num_pages):
             entry.on_host = True
             self._host.add_alone(key, entry.num_pages)
+            if entry.hits >= OFFERED_HITS:
+                self._orders.offers[key] = None
         else:
             self._drop(key, entry)
             self.counts.add("evictions")
             return
         self._orders.demotions[key] = None
 
-    def _make_room(self, num_pages: int) -> bool:
+    def _make_room(self, num_pages: int, *, only_copies: bool = False) -> bool:
         """Free host pages. Return False, and drop nothing, if too few can be freed in this step."""
-        victims = self._host.choose_victims(num_pages, self._is_needed)
+        is_needed = self._is_no_copy_or_needed if only_copies else self._is_needed
+        victims = self._host.choose_victims(num_pages, is_needed)
         if victims is None:
             return False
         for key in victims:
@@ -451,6 +467,7 @@ class Inventory:
                 self._host.remove(key)
                 entry.on_host = False
                 self._orders.host_drops[key] = None
+                self._orders.offers.pop(key, None)  # which would copy the rows again
             else:
                 self._drop(key, entry)
                 self.counts.add("evictions")
@@ -459,6 +476,9 @@ class Inventory:
     def _is_needed(self, key: ItemKey) -> bool:
         """Whether the rows of an entry are read or written in this step."""
         return key in self._promised or self._entries[key].step == self._step
+
+    def _is_no_copy_or_needed(self, key: ItemKey) -> bool:
+        return not self._entries[key].on_device or self._is_needed(key)
 
     def _drop(self, key: ItemKey, entry: InventoryEntry) -> None:
         """Remove an entry from the inventory, and order the workers to drop it."""

@@ -149,7 +149,7 @@ class Settings:
 
     @property
     def fetch_pages(self) -> int:
-        """Host pages beside the host tier for rows that are on their way from the disk; 0 without a disk."""
+        """Host pages beside the host tier for rows that are being read from the disk; 0 without a disk."""
         return 0 if self.disk is None else min(FETCH_BYTES, self.host_bytes) // self.page_bytes
 
     def pages_for(self, num_rows: int, width: int | None = None) -> int:
@@ -214,7 +214,9 @@ def _check_names(options: Any) -> None:
             f"{', '.join(OPTIONS)}"
         )
     if "device_bytes" not in options:
-        raise ValueError(f"{option_name('device_bytes')} is missing: the size of the device tier, such as '2GiB'")
+        raise ValueError(
+            f"{option_name('device_bytes')} is missing: the size of the device tier, such as '2GiB'"
+        )
 
 
 def _namespace(model_config: Any) -> bytes:

@@ -85,7 +85,9 @@ class Store:
             page_rows=settings.page_rows,
             tiers=() if disk is None else [DiskTier(disk.path, disk.max_bytes)],
             weights_name=None if disk is None else disk.weights_name,
-            write_back=WriteBack(hits=MOST_HITS),  # only the entries that the scheduler orders to offer
+            # Only entries that the scheduler orders to offer. The disk's thread leases none of the device
+            # pages, which are moved and must be free in time.
+            write_back=WriteBack(hits=MOST_HITS, from_device=False),
             fetch_timeout_s=0.0 if disk is None else disk.timeout_s,
         )
         self.on_device = DeviceRows(self.cache, self.commit)
@@ -100,7 +102,6 @@ class Store:
         self._orders = StepOrders()
         self._report = StepReport(0, 0)
         self._unawaited: list[str] = []  # identifiers of loads
-        self._leaving: set[bytes] = set()  # device entries with a host copy that the disk's thread reads
         self._is_encoding = False
         self._logged: set[str] = set()
         self._namespace_of = lru_cache(maxsize=1024)(
@@ -124,7 +125,7 @@ class Store:
         if orders.epoch != self._epoch:
             self._epoch = orders.epoch
             self.on_device.release_all()
-            self._clear()
+            self.cache.clear()
         elif self.on_device.was_cleared():
             self._recover()
         for identifier in orders.releases:
@@ -133,7 +134,6 @@ class Store:
             self.cache.discard(self._digest(key), tier="host")
         for key in orders.drops:
             self.cache.evict(self._digest(key))
-        self._leaving = {digest for digest in self._leaving if self._is_leaving(digest)}
         for key in orders.demotions:
             self._demote(key)
         for identifier in orders.saves:
@@ -256,7 +256,7 @@ class Store:
         self._times.collect()
         orders, report = self._orders, self._report
         for key in orders.offers:
-            self.cache.offer(self._digest(key))
+            self._offer(self._digest(key))
         self._orders = StepOrders(orders.step, orders.epoch)
         self.counts.add("compactions", self.on_device.num_compactions)
         self.on_device.num_compactions = 0
@@ -286,6 +286,11 @@ class Store:
             evict=False,
         )
 
+    def _offer(self, key: bytes) -> None:
+        """Offer an entry to the disk, whose thread reads it in the host tier."""
+        self.cache.copy_to_host(key)  # an entry of the device tier that has no copy yet
+        self.cache.offer(key)
+
     def disk_stats(self) -> TierStats:
         """Return the counts of the disk."""
         return self.cache.stats().tiers[0]
@@ -305,7 +310,7 @@ class Store:
         used = self.on_device.shown.keys() - self._orders.releases
         leases = {identifier: self.on_device.shown[identifier].lease for identifier in used}
         self.on_device.release_all()
-        self._clear()
+        self.cache.clear()
         for identifier, lease in leases.items():
             self.on_device.show_zeros(identifier, (lease.num_rows, lease.row_width))
         self._report.is_cleared = True
@@ -314,22 +319,9 @@ class Store:
         digest = self._digest(key)
         if self.cache.demote(digest):
             self.counts.add("demotions")
-        elif self.cache.copy_to_host(digest):
-            self._leaving.add(digest)
         else:
             self.cache.evict(digest)
             self._report.missing.add(key)
-
-    def _is_leaving(self, digest: bytes) -> bool:
-        """Try again to demote an entry that has a host copy. Return whether to try it in the next step."""
-        if not self.cache.demote(digest):
-            return digest in self.cache
-        self.counts.add("demotions")
-        return False
-
-    def _clear(self) -> None:
-        self._leaving.clear()
-        self.cache.clear()
 
     @traced("copy")
     def _load_all(self, loads: dict[str, LoadOrder]) -> None:
@@ -348,14 +340,12 @@ class Store:
         source = self.cache.get(key, num_rows=order.num_rows)
         if source is None:
             return False
-        self._leaving.discard(key)
         lease: Lease | None = source  # in the device tier, the rows need no copy
         if source.tier == "host":
             reservation = self.on_device.promote(source)
-            if reservation is None:  # no run of free pages, and the disk's thread reads an entry
-                self._log_once("an item is copied outside of the device tier: no run of pages is free")
-                self.on_device.show_copy(identifier, source)
-                return True
+            if reservation is None:
+                source.release()
+                return False
             if self._merge_reason is None and not self._orders.runs_encoder:
                 self.pending.add(identifier, PendingEntry(key, source, reservation))
                 return True
