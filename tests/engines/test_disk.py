@@ -1,4 +1,4 @@
-"""A real `LLM` over a disk: an engine that starts later encodes nothing that the disk has, with equal answers."""
+"""A real `LLM` over a disk: a later engine encodes nothing that the disk has, and gives equal answers."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ class Fetch:
         Parameters
         ----------
         timeout_s
-            Seconds to wait at most; after `cancel`, 0. None: until the cache's `fetch_timeout_s` after `begin_fetch` is over.
+            Seconds to wait at most. None: until the cache's `fetch_timeout_s` after `begin_fetch` is over. A
+            fetch that was cancelled does not wait.
 
         Returns
         -------

@@ -169,7 +169,7 @@ def test_disk_leases_no_device_pages_and_offers_an_entry_without_room_again_late
 def test_worker_without_a_store_fetches_nothing() -> None:
     disk = WorkerDisk(lambda: None, 128)
     fetch = disk.begin(Item(ItemKey("", "a"), 4, WIDTH, 1))
-    assert fetch.done and not fetch.found()
+    assert (fetch.done, fetch.found()) == (True, False)
     fetch.cancel()
     disk.reset()
     assert (disk.num_lost_pages(), disk.counts()) == (0, {})

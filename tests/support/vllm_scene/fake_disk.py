@@ -42,9 +42,9 @@ class FakeFetch:
         if self.is_reserved:
             worker.num_fetching -= self.item.num_pages
         is_wanted = self.is_reserved and not self.is_cancelled and not self.is_void
-        if is_wanted and content is not None and content[2] == self.item.num_rows:
-            if key not in worker.device and key not in worker.host:
-                worker.host[key] = content
+        is_there = key in worker.device or key in worker.host
+        if is_wanted and not is_there and content is not None and content[2] == self.item.num_rows:
+            worker.host[key] = content
         self.done = True
         self.disk.running.remove(self)
         worker.check_pages()
