@@ -21,6 +21,7 @@ from tiny_models import FAMILIES
 import vitcache
 from vitcache import (
     Chunk,
+    DiskTier,
     EmbeddingCache,
     Item,
     Items,
@@ -49,7 +50,8 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 PUBLIC_MODULES = ("vitcache", "vitcache.adapters.transformers", "vitcache.metrics")
 ENDINGS = {"release", "close", "detach", "cancel", "commit", "synchronize", "reset", "update", "wait"}
 NAMES = (
-    *("Attachment", "CacheCollector", "ChunkedPrefill", "Claim", "Conversation", "EmbeddingCache"),
+    *("Attachment", "CacheCollector", "ChunkedPrefill", "Claim", "Conversation", "DiskTier"),
+    "EmbeddingCache",
     *("KeyAliases", "KeyThreads", "Lease", "PinnedRing", "PlacementTable", "Prefetch", "Reservation"),
     *("Shadow", "Ticket", "VisionPipeline"),
 )
@@ -80,6 +82,7 @@ def handles() -> Iterator[dict[str, Any]]:
                 stack.enter_context(KeyThreads(1)),
                 stack.enter_context(attach(model)),
                 *(KeyAliases(), PlacementTable(4, device="cpu"), Shadow(10, print), CacheCollector(cache)),
+                DiskTier("folder", "1MiB"),
             )
         }
 

@@ -53,14 +53,15 @@ void ItemArrays::set_computed(std::int64_t position, std::string_view key_namesp
   if (found == computed_.end()) found = computed_.insert(found, {std::string(key_namespace), {}, 0});
   if (found->keys.size() < items_.size()) found->keys.resize(items_.size());
   std::optional<Key>& slot = found->keys[static_cast<std::size_t>(position)];
-  if (!slot && item(position).is_folded()) ++found->num_folded;
+  if (!slot && item(position).is_folded(!key_namespace.empty())) ++found->num_folded;
   slot = key;
 }
 
 bool ItemArrays::has_unfolded(std::string_view key_namespace) const {
-  if (num_to_fold_ == 0 || key_namespace.empty()) return false;
+  const std::size_t num_to_fold = key_namespace.empty() ? num_with_tenant_ : num_to_fold_;
+  if (num_to_fold == 0) return false;
   const Computed* computed = find_computed(key_namespace);
-  return computed == nullptr || computed->num_folded < num_to_fold_;
+  return computed == nullptr || computed->num_folded < num_to_fold;
 }
 
 std::vector<std::pair<std::int64_t, Key>> ItemArrays::unfolded(std::string_view key_namespace) const {
@@ -69,7 +70,7 @@ std::vector<std::pair<std::int64_t, Key>> ItemArrays::unfolded(std::string_view 
   const Keys keys = keys_in(key_namespace);
   for (std::size_t i = 0; i < items_.size(); ++i)
     if (const auto position = static_cast<std::int64_t>(i);
-        items_[i].is_folded() && keys.find(position) == nullptr)
+        items_[i].is_folded(!key_namespace.empty()) && keys.find(position) == nullptr)
       found.emplace_back(position, *items_[i].key);
   return found;
 }

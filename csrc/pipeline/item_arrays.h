@@ -37,10 +37,14 @@ struct ItemFields {
   std::int64_t row_width;  // elements of a row; 0: those of the cache's rows
   bool has_rows;           // its rows are precomputed, so that it needs no key
   bool is_key_complete;    // `key` is used as it is in every namespace
+  bool has_tenant;         // its key may name a tenant, too: it is computed in every namespace
   std::optional<Key> key;  // the key that the caller gave
 
-  // Whether a namespace that is not empty must be folded into `key`.
-  bool is_folded() const { return key.has_value() && !is_key_complete && !has_rows; }
+  // Whether the pipeline computes the key of a namespace from `key`. An empty namespace changes only the key
+  // of an item with a tenant.
+  bool is_folded(bool has_namespace = true) const {
+    return key.has_value() && !is_key_complete && !has_rows && (has_namespace || has_tenant);
+  }
 };
 
 class ItemArrays {
@@ -54,6 +58,7 @@ class ItemArrays {
   void add_item(const ItemFields& item) {
     items_.push_back(item);
     if (item.is_folded()) ++num_to_fold_;
+    if (item.is_folded(false)) ++num_with_tenant_;
   }
 
   // Adds a span of the last item. A span of length 0 covers no token and is left out. Throws
@@ -78,7 +83,7 @@ class ItemArrays {
   // with the namespace folded in. An item stores one computed key per namespace.
   void set_computed(std::int64_t position, std::string_view key_namespace, const Key& key);
 
-  // The items whose given keys are not folded yet, and these keys, in a namespace that is not empty.
+  // The items whose given keys are not folded yet, and these keys, in a namespace.
   std::vector<std::pair<std::int64_t, Key>> unfolded(std::string_view key_namespace) const;
   bool has_unfolded(std::string_view key_namespace) const;
 
@@ -103,7 +108,8 @@ class ItemArrays {
   std::vector<ItemSpan> spans_;
   std::vector<std::int64_t> furthest_;  // for each span, the largest stop up to this span: ascending
   std::vector<Computed> computed_;      // as a rule, of one pipeline
-  std::size_t num_to_fold_ = 0;         // items that are folded
+  std::size_t num_to_fold_ = 0;         // items that are folded in a namespace that is not empty
+  std::size_t num_with_tenant_ = 0;     // items that are folded in every namespace
 };
 
 class ItemArrays::Keys {
@@ -115,7 +121,7 @@ class ItemArrays::Keys {
   const Key* find(std::int64_t position) const {
     const ItemFields& fields = arrays_.item(position);
     if (fields.has_rows) return nullptr;
-    if (fields.key && !(folds_ && fields.is_folded())) return &*fields.key;
+    if (fields.key && !fields.is_folded(folds_)) return &*fields.key;
     const auto index = static_cast<std::size_t>(position);
     if (computed_ == nullptr || index >= computed_->keys.size()) return nullptr;
     const std::optional<Key>& key = computed_->keys[index];

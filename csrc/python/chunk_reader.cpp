@@ -24,6 +24,7 @@ struct Names {
   PyObject* row_width = PyUnicode_InternFromString("row_width");
   PyObject* key = PyUnicode_InternFromString("key");
   PyObject* complete_key = PyUnicode_InternFromString("complete_key");
+  PyObject* tenant = PyUnicode_InternFromString("tenant");
   PyObject* rows = PyUnicode_InternFromString("rows");
   PyObject* digest = PyUnicode_InternFromString("digest");
   PyObject* items = PyUnicode_InternFromString("items");
@@ -113,6 +114,7 @@ void read_item(ItemArrays& arrays, py::ssize_t position, py::handle item) {
   const py::object key = attribute(item, names().key);
   if (!key.is_none()) fields.key = read_key(key);
   fields.is_key_complete = attribute(item, names().complete_key).ptr() == Py_True;
+  fields.has_tenant = !attribute(item, names().tenant).is_none();
   arrays.add_item(fields);
   read_spans(arrays, position, attribute(item, names().spans));
   const py::object digest = attribute(item, names().digest);

@@ -245,9 +245,9 @@ def test_foreign_object_in_place_of_a_generation_raises(
     (root / "generations" / NAME.weights.hex()).unlink()
     before = seen(outside)
     plant(root / "generations" / NAME.weights.hex(), outside)
-    with pytest.raises(OSError, match=r"regular file|symbolic|Is a directory|No such device"):
+    with pytest.raises(OSError, match=r"regular file|symbolic|Is a directory|device"):
         tier.generation(NAME.weights)
-    with pytest.raises(OSError, match=r"regular file|symbolic|Is a directory|No such device"):
+    with pytest.raises(OSError, match=r"regular file|symbolic|Is a directory|device"):
         tier.revoke(NAME.weights)
     assert seen(outside) == before
 

@@ -7,14 +7,13 @@ import random
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hang_guard import run_in_child
+from hang_guard import SECONDS, end_if_it_hangs, run_in_child
 from tiers import writer
 from tiers.scene import name_of, rows_in, rows_of, store_rows, transfer_of
 
@@ -52,16 +51,23 @@ def check_rows(tier: DiskTier) -> int:
     return outcomes.count(HIT)
 
 
-def fork_writer(root: Path, seed: int) -> int:
-    """Fork a child that writes until it is killed."""
+def fork(call: Callable[[], object]) -> int:
+    """Call in a forked child, which writes no output. Return its process id."""
     pid = os.fork()
     if pid == 0:
+        end_if_it_hangs(SECONDS)
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            writer.write(str(root), 2 << 20, seed, 0, ROW_BYTES)
+            call()
+            os._exit(0)
         finally:
             os._exit(1)
     return pid
+
+
+def fork_writer(root: Path, seed: int) -> int:
+    """Fork a child that writes until it is killed."""
+    return fork(lambda: writer.write(str(root), 2 << 20, seed, 0, ROW_BYTES))
 
 
 def test_kill_of_a_writer_at_any_moment_leaves_no_wrong_row(root: Path) -> None:
@@ -176,12 +182,9 @@ def test_revocations_of_several_processes_all_count(root: Path) -> None:
             other.revoke(weights)
         other.close()
 
-    threads = [threading.Thread(target=revoke) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    assert run_in_child(revoke) == 0
-    for thread in threads:
-        thread.join()
+    children = [fork(revoke) for _ in range(3)]
+    revoke()
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0, 0]
     assert tier.generation(weights) == 80
     tier.close()
 

@@ -25,7 +25,9 @@ class ChunkedPrefill:
     The KV cache keeps the tokens, images and videos that a prompt has in common with the previous prompt;
     only the rest is prefilled. So each turn of a chat prefills only its new tokens. To decode, append the new
     token and call `prefill` again: the model then runs one token. While the language model runs on one chunk,
-    the features of the next chunk are hashed and copied to the device. `prefill_batch` runs the prompts of
+    the features of the next chunk are hashed and copied to the device. If the pipeline's cache has tiers
+    below its host tier, they are asked for the items of a prompt before its first chunk, and the host waits
+    at most the cache's `fetch_timeout_s`. `prefill_batch` runs the prompts of
     several conversations together.
 
     For a prompt the host compares all token ids once; the rest of its work depends on the new tokens and on

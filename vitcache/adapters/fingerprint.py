@@ -56,7 +56,7 @@ def processor_fingerprint(processor: Any) -> str:
         raise TypeError(f"processor must have a method to_json_string, {type(processor).__name__} has none")
     parts = {"processor": processor} | {name: getattr(processor, name, None) for name in _PARTS}
     described = {name: _describe(part) for name, part in parts.items() if hasattr(part, "to_json_string")}
-    return json.dumps(described | {"versions": {name: _version(name) for name in _PACKAGES}})
+    return json.dumps(described | {"versions": {name: package_version(name) for name in _PACKAGES}})
 
 
 def _describe(processor: Any) -> dict[str, Any]:
@@ -65,7 +65,8 @@ def _describe(processor: Any) -> dict[str, Any]:
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "settings": settings}
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, which is not imported; None: it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -122,7 +122,8 @@ class ItemEncoder:
     def insert(self, encoded: list[CallItem]) -> None:
         """Insert the encoded rows that are not in the cache yet. Rejected rows stay with the item.
 
-        If another thread switched adapters since the key was made, the rows stay with the item, too.
+        If the weights changed or another thread switched adapters since the key was made, the rows stay with
+        the item, too.
         """
         session = self._session
         dtype = session.cache.dtype
@@ -130,8 +131,8 @@ class ItemEncoder:
             if item.claim is not None and isinstance(item.rows, Tensor):
                 claim, item.claim = item.claim, None
                 try:
-                    if session.state.has_adapters_of(item.namespace):
-                        claim.put(item.rows.to(dtype))
+                    if session.state.is_in_state_of(item.namespace):
+                        claim.put(item.rows.to(dtype), tenant=session.tenant)
                 finally:
                     claim.release()
 

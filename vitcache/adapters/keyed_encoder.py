@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from vitcache.adapters.call_item import CallItem, claim_missing
 from vitcache.adapters.families import Family
 from vitcache.adapters.item_encoder import ItemEncoder
+from vitcache.adapters.learned_rows import LearnedRows
 from vitcache.adapters.output_form import OutputForm
 from vitcache.adapters.output_planes import output_planes
 from vitcache.adapters.session import Session
@@ -18,6 +21,7 @@ from vitcache.adapters.split_check import SplitCheck
 from vitcache.adapters.splits.call_parts import CallParts
 from vitcache.pages.lease import Lease, release_all
 from vitcache.pipeline.lookup import claim_all
+from vitcache.pipeline.tier_fetch import Wanted, fetch_missing
 
 Kind = tuple[bytes, int, tuple[bool, ...]]
 """A kind of call: its framed options, the dimensions of an item, and which of its arguments are None."""
@@ -65,6 +69,7 @@ class KeyedEncoder(ItemEncoder):
         # By namespace of the weights and kind of call: epoch, form of an item's output.
         self._forms: dict[tuple[bytes, Kind], tuple[int, OutputForm]] = {}
         self._checks: dict[Kind, SplitCheck] = {}
+        self._learned: dict[Kind, LearnedRows] = {}
 
     def serve(self, call: KeyedCall) -> Any:
         """Return the stock method's output for the items of a call.
@@ -137,7 +142,44 @@ class KeyedEncoder(ItemEncoder):
                 claim_all(session.cache, [item], cleanup)
             if call.whole is None:
                 self.insert([item])
+        self._learn(call, [item])
         return form
+
+    def _learned_of(self, kind: Kind) -> LearnedRows:
+        """Return the numbers of rows of the items of a kind of calls."""
+        if kind not in self._learned:
+            if len(self._learned) >= _MOST_FORMS:
+                self._learned = {}
+            self._learned[kind] = LearnedRows()
+        return self._learned[kind]
+
+    def _learn(self, call: KeyedCall, encoded: list[CallItem]) -> None:
+        """Note the numbers of rows of encoded items, for fetches of items like these."""
+        if self._session.cache.has_lower_tiers:
+            learned, parts = self._learned_of(call.kind), call.parts
+            for item in encoded:
+                if isinstance(item.rows, Tensor):
+                    number = call.keys.index(item.key)
+                    learned.learn(parts.shapes[number], parts.identity(number), len(item.rows))
+
+    def _fetch(self, call: KeyedCall, rows: dict[bytes, Any], form: OutputForm, leases: list[Lease]) -> None:
+        """Lease items that the tiers below the host tier have. The host waits at most the cache's deadline.
+
+        Items whose number of rows is unknown are not fetched.
+        """
+        cache, parts, learned = self._session.cache, call.parts, self._learned_of(call.kind)
+        wanted = []
+        for key, lease in rows.items():
+            if lease is None:
+                number = call.keys.index(key)
+                num_rows = learned.guess(parts.shapes[number], parts.identity(number))
+                if num_rows is not None:
+                    wanted.append(Wanted(key, num_rows, form.width, self._session.tenant))
+        fetched = fetch_missing(cache, wanted)
+        for key, found in zip(fetched, cache.get_many(fetched), strict=True):
+            if found is not None:
+                rows[key] = found
+                leases.append(found)
 
     def _assemble(
         self,
@@ -170,8 +212,10 @@ class KeyedEncoder(ItemEncoder):
     def _encode_missing(
         self, call: KeyedCall, rows: dict[bytes, Any], form: OutputForm, leases: list[Lease]
     ) -> tuple[Any, list[Any]]:
-        """`_assemble` after the items whose rows are None were encoded; insert their rows."""
+        """`_assemble` after the items whose rows are None were fetched or encoded; insert their rows."""
         session, keys = self._session, call.keys
+        if session.cache.has_lower_tiers:
+            self._fetch(call, rows, form, leases)
         items = [
             CallItem(key, call.namespace, call.parts.item_call(keys.index(key)))
             for key, lease in rows.items()
@@ -184,6 +228,7 @@ class KeyedEncoder(ItemEncoder):
             inserted = missing if is_checked else []  # those of a split that needs a check: after it
             try:
                 self.encode_all(missing, call.options, form, inserts=is_checked)
+                self._learn(call, missing)
                 rows.update((item.key, item.rows) for item in items)
                 assembled = self._assemble(call, rows, form, leases, missing)
                 inserted = missing

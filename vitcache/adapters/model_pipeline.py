@@ -15,13 +15,15 @@ from vitcache.adapters.uncached_step import EncodeRows, embed_uncached
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.namespace import Namespace
+from vitcache.cache.tier_arguments import check_tiers
+from vitcache.keys.namespace import Namespace, tenant_of
 from vitcache.pipeline.items import Chunk, check_chunks
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.vision_pipeline import Steps, VisionPipeline
 from vitcache.placement.embed_call import EmbedCall
 from vitcache.placement.scatter_call import ScatterCall
+from vitcache.tiers.protocol import Tier
 
 
 def vision_pipeline(
@@ -30,6 +32,8 @@ def vision_pipeline(
     *,
     namespace: str | bytes | Namespace | None = None,
     device_bytes: int | str | None = None,
+    host_bytes: int | str | None = None,
+    tiers: Sequence[Tier] = (),
     **options: Any,
 ) -> ModelPipeline:
     """Return a pipeline that encodes images and videos with the stock methods, several items per call.
@@ -41,12 +45,12 @@ def vision_pipeline(
     model
         A model in eval mode, or a wrapper as in `attach`, of a family that docs/models.md marks for chunked
         prefill: most Qwen and GLM families, Cosmos 3 and Cohere Compass.
-    cache, namespace, device_bytes
+    cache, namespace, device_bytes, host_bytes, tiers
         As in `attach`. After the weights changed, call `cache.advance_epoch()`: a pipeline does not check
-        them.
+        them. If the cache has tiers, `prefetch` asks them.
     **options
         Options of `VisionPipeline`: `ring`, `max_rows_per_encode`, `agree`, `feature_dtype`, `stream`,
-        `shadow`, `move_features`, `keep_bytes`.
+        `shadow`, `move_features`, `keep_bytes`, `tenant`.
 
     Raises
     ------
@@ -83,18 +87,25 @@ def vision_pipeline(
     """
     base, family = find_grid_family(model)
     tower = getattr(base, family.tower)
-    named = namespace_for(base, tower, namespace)  # raises before the cache allocates its memory
+    tiers = check_tiers(tiers, has_host_tier=True)
+    has_tiers = bool(tiers) or (cache is not None and cache.has_lower_tiers)
+    named = namespace_for(base, tower, namespace, has_tiers=has_tiers)  # before the cache allocates memory
     weights = WeightsFingerprint(base, tower)
     shared = WeightsNames(named, weights).digest(weights)
-    cache = cache_for(base, tower, cache, device_bytes)
+    of_cache: dict[str, Any] = {"host_bytes": host_bytes}
+    if tiers:
+        of_cache |= {"tiers": tiers, "weights_name": named.digest()}
+    cache = cache_for(base, tower, cache, device_bytes, **of_cache)
+    options.setdefault("tenant", tenant_of(namespace))
     return ModelPipeline(image_encoder(model), cache, namespace=shared, **options)
 
 
 class ModelPipeline(VisionPipeline):
     """The pipeline of `vision_pipeline`: it does not use its cache while VITCACHE_DISABLE is set.
 
-    Then `embed` and `place` encode every item of their chunks, one at a time, and `prefetch` does nothing:
-    its handle is refused. No keys are computed, and `agree`, `shadow`, `stream` and the ring are not used.
+    Then `embed` and `place` encode every item of their chunks, one at a time; `fetch` does nothing, and so
+    does `prefetch`: its handle is refused. No keys are computed, and `agree`, `shadow`, `stream` and the ring
+    are not used.
     """
 
     def __init__(self, encode: EncodeRows, cache: EmbeddingCache, **options: Any) -> None:
@@ -115,6 +126,11 @@ class ModelPipeline(VisionPipeline):
         handle = Prefetch()
         handle.is_refused = True
         return handle
+
+    def fetch(self, chunks: Sequence[Chunk]) -> None:
+        """As `VisionPipeline.fetch`; see the class."""
+        if not is_disabled():
+            super().fetch(chunks)
 
 
 class _Steps:

@@ -46,6 +46,7 @@ def run_steps(
     """Run the given tokens of the last prompt of each conversation; yield the result of each step.
 
     While the language model runs a step, the features of the next step are hashed and copied to the device.
+    Before the first step, the tiers below the host tier are asked for the items of all steps.
 
     Parameters
     ----------
@@ -69,6 +70,11 @@ def run_steps(
     prompts = [chat.prompt for chat in chats]
     failed: set[int] = set()
     prefetch: Prefetch | None = None
+    if model.pipeline.cache.has_lower_tiers and not is_disabled():
+        prompts_ahead = zip(chats, tokens, strict=True)
+        model.pipeline.fetch(
+            [Chunk(chat.transcript.runs.items, part.start, len(part)) for chat, part in prompts_ahead]
+        )
     try:
         for step, following in pairwise(chain(plan_steps(tokens, chunk_tokens), [{}])):
             windows: dict[int, Window] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitcache._native import Turn
 from vitcache.adapters.attach_stats import AttachStats
-from vitcache.adapters.changes.model_changes import ModelChanges
+from vitcache.adapters.changes.model_changes import FINGERPRINT, INVALIDATED, ModelChanges
 from vitcache.adapters.changes.model_namespace import ModelNamespace
 from vitcache.adapters.changes.outer_modules import outer_weights
 from vitcache.adapters.disabling import DisabledCalls
@@ -40,6 +40,8 @@ class Session:
     ----------
     attachment
         A weak reference to the `Attachment`. None: it was not made yet.
+    tenant
+        The tenant whose rows are inserted.
     is_attached
         Whether everything is in the model that `attach` puts into it.
     """
@@ -54,11 +56,16 @@ class Session:
         shadow_every: int,
         make_cache: Callable[[int, torch.dtype], EmbeddingCache] | None = None,
         knows_width: bool = True,
+        tenant: str = "",
     ) -> None:
         self.model = model
         self.cache = cache
         self._make_cache = make_cache
         self._knows_width = knows_width
+        self.tenant = tenant
+        self._names_weights = (
+            True  # until rows of other weights may be stored under the name of the default cache
+        )
         self._replacement: tuple[int, torch.dtype] | None = None  # width and dtype, until the cache is there
         # A default cache is settled by the first output, of this stock method.
         self.is_settled = make_cache is None
@@ -148,6 +155,19 @@ class Session:
             self.state.bytes.reset()
         self.state.renew()
         self.changes.note(kind, detail)
+        if kind in (INVALIDATED, FINGERPRINT) and self._make_cache is not None:
+            self._revoke()
+
+    def _revoke(self) -> None:
+        """Let no later process find rows of the default cache that were encoded before this call.
+
+        The change of the weights was noticed late: rows of the changed weights may be stored under the name
+        of the earlier ones.
+        """
+        self.complete_cache()
+        if self._names_weights and self.cache.has_lower_tiers:
+            self._names_weights = False
+            self.cache.advance_epoch()
 
     def begin_namespace(self) -> None:
         """Begin a new, random namespace for each state of the settings."""

@@ -6,7 +6,7 @@ For callers that run the language model themselves, this module also exports `vi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,10 @@ from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, 
 from vitcache.adapters.wrappers import unwrap
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.namespace import Namespace
+from vitcache.cache.tier_arguments import check_tiers
+from vitcache.keys.namespace import Namespace, tenant_of
 from vitcache.ring.pinned_ring import PinnedRing
+from vitcache.tiers.protocol import Tier
 
 __all__ = [
     "Attachment",
@@ -57,6 +59,7 @@ def attach(
     shadow_every: int = 0,
     fingerprint_calls: int = 0,
     placement: str = "auto",
+    tiers: Sequence[Tier] = (),
 ) -> Attachment:
     """Cache the image, video and audio features of a model: an item in the cache is not encoded again.
 
@@ -88,15 +91,16 @@ def attach(
         A name for the weights: a str, bytes or a `Namespace`. Attachments share the entries of one cache if
         their `namespace`, model class, config, name, revision, attention implementation, dtype and active
         adapters of the vision tower are equal. Give equal names only to equal weights. By default an
-        attachment shares no entries. If an attachment notices a change of its weights, it no longer shares
-        entries; the other attachments keep theirs.
+        attachment shares no entries; over tiers, attachments share entries if the bytes of their weights and
+        all settings are equal, see *Rows that outlive the process* below. If an attachment notices a change
+        of its weights, it no longer shares entries; the other attachments keep theirs.
     device_bytes
         Size of the default cache in bytes, an int or a str such as ``"2GiB"``. By default the cache has pages
         for 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with its three deepstack levels, 224 MiB for
         Qwen2.5-VL-7B. ``vitcache memory --model`` tells how many images a size holds.
     host_bytes, policy, checksum
         Options of the default cache, as in `EmbeddingCache`: its host tier, its eviction policy, and whether
-        rows in the host tier are checked.
+        rows in the host tier are checked. With `tiers`, `host_bytes` is `device_bytes` by default.
     splits
         Functions that split a call into items, by modality: ``"image"``, ``"video"`` or ``"audio"``. They
         replace those that `attach` would use; see *A split of your own* below.
@@ -121,6 +125,8 @@ def attach(
         ``"auto"``: where possible, the stock forward places the rows: one launch writes them from the cache
         to the output of the token embedding; see *Placement* below. ``"off"``: one launch assembles the rows
         of a call in one new buffer, and the stock forward merges them.
+    tiers
+        Tiers of the default cache below its host tier, such as a `DiskTier`: its rows outlive the process.
 
     Returns
     -------
@@ -131,10 +137,12 @@ def attach(
     ------
     TypeError
         If `model` cannot be attached: the message names the model and the reason. If `namespace` is not a
-        str, bytes or a `Namespace`; if a size is neither an int nor a str; if `shadow_every` or
+        str, bytes or a `Namespace`; if a size is neither an int nor a str; if `tiers` is not a list or tuple
+        of tiers; if `shadow_every` or
         `fingerprint_calls` is not an int; if `splits` is not a mapping of functions; if `placement` is not a
         str. A bool is not an int.
     ValueError
+        If the cache has tiers, `namespace` is None, and a weight is offloaded, sharded or of an unknown kind.
         If the rows of `cache` have another width or dtype than the model's; if both `cache` and an option of
         the default cache are given; if a size is less than a page or not a size in bytes; if `policy` is not
         the name of a policy; if `splits` has a modality that the model does not have; if `shadow_every` or
@@ -191,6 +199,27 @@ def attach(
     models whose placement no test has shown to be exact. If torch.compile traces the whole forward, rows are
     assembled. Features without memory keep leases on their entries: until `generate` returns, and in
     `image_hidden_states` of an output until they are read or the output is deleted.
+
+    *Rows that outlive the process.* If the cache has tiers, they are asked for the items that a call misses,
+    before the call encodes: the call waits at most `fetch_timeout_s` of the cache, 0.1 s by default, because
+    `attach` knows no earlier moment. What is late is encoded, and still enters the cache. A call without a
+    miss asks no tier. The number of rows of an item must be known for this: that of an item of the same shape
+    and size, or in proportion to its pixels if that held for all earlier items of this process. So the first
+    item of a process is always encoded, and LLaVA-OneVision and others like it fetch only images of a size
+    that this process has encoded once.
+
+    If `namespace` is None, `attach` then reads the bytes of all weights outside of the language model, and
+    the namespace is their BLAKE3 digest, with those of quantised weights and loaded adapters, the settings,
+    the code of hooks and replaced methods, and the versions of torch and transformers. It does not depend on
+    the folder, the device or the process. It does not contain code of a model outside of transformers: give a
+    namespace if that changes. Hooks whose state has no text make it random, and a warning names them. Weights
+    that are offloaded or sharded cannot be named so: ValueError, give a namespace. Of the default cache, the
+    namespace is also the `weights_name`.
+
+    After a noticed change of the weights, rows are stored under a random name, which no later process looks
+    up. After `invalidate`, and a change that `fingerprint_calls` finds, the default cache also revokes the
+    name of its weights, because rows of the changed weights may be stored under it: no process finds rows
+    that were stored before. If the cache is your own, call its `advance_epoch`, too.
 
     *VITCACHE_DISABLE.* While this environment variable is set to another value than ``""`` and ``"0"``, the
     stock method serves every call, and nothing is looked up or cached. The entries stay in the cache. A
@@ -263,14 +292,19 @@ def attach(
     if not detach_lost(owner):
         raise RuntimeError(f"this {type(owner).__name__} is attached already: call Attachment.detach() first")
     tower = getattr(owner, family.tower)
-    shared = namespace_for(owner, tower, namespace)  # raises before the cache allocates its memory
-    options = {"host_bytes": host_bytes, "policy": policy, "checksum": checksum}
+    tiers = check_tiers(tiers, has_host_tier=True)
+    has_tiers = bool(tiers) or (cache is not None and cache.has_lower_tiers)
+    shared = namespace_for(owner, tower, namespace, has_tiers=has_tiers)  # before the cache allocates memory
+    options: dict[str, Any] = {"host_bytes": host_bytes, "policy": policy, "checksum": checksum}
+    if tiers:
+        options |= {"tiers": tiers, "weights_name": shared.digest()}
     width = row_width(owner.config) if family.has_name else None
     made = cache_for(owner, tower, cache, device_bytes, width, **options)
     make = None
     if cache is None:
         make = partial(new_cache, owner, tower, device_bytes=device_bytes, options=options)
-    session = Session(owner, family.tower, made, shared, ring, shadow_every, make, width is not None)
+    knows_width, tenant = width is not None, tenant_of(namespace)
+    session = Session(owner, family.tower, made, shared, ring, shadow_every, make, knows_width, tenant)
     if fingerprint_calls:
         session.state.bytes = ByteFingerprint(fingerprint_calls, owner)
     if placement == "auto":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitcache.adapters.changes.model_digest import model_digest
 from vitcache.adapters.families import FAMILIES, Family
 from vitcache.adapters.feature_owner import find_language_model, find_owner, has_tower
 from vitcache.adapters.wrappers import unwrap
@@ -115,9 +116,14 @@ def new_cache(
     device_bytes: int | str | None,
     options: Mapping[str, Any],
 ) -> EmbeddingCache:
-    """Return a new cache on the tower's device, with pages for `DEFAULT_ROWS` rows unless the caller says."""
+    """Return a new cache on the tower's device, with pages for `DEFAULT_ROWS` rows unless the caller says.
+
+    With tiers, it has a host tier: as large as the device tier, unless the caller says.
+    """
     if device_bytes is None:
         device_bytes = DEFAULT_ROWS * width * dtype.itemsize
+    if options.get("tiers") and options.get("host_bytes") is None:
+        options = {**options, "host_bytes": device_bytes}
     given = {name: value for name, value in options.items() if value is not None}
     return EmbeddingCache(width, dtype=dtype, device=_device(base, tower), device_bytes=device_bytes, **given)
 
@@ -142,17 +148,28 @@ def row_width(config: Any) -> int:
     return hidden * (1 + num_levels(config))
 
 
-def namespace_for(model: Any, tower: Any, shared: str | bytes | Namespace | None) -> Namespace:
+def namespace_for(
+    model: Any, tower: Any, shared: str | bytes | Namespace | None, *, has_tiers: bool = False
+) -> Namespace:
     """Return the namespace of the tower's rows: model, config, revision, attention, dtype and `shared`.
 
     The config does not identify the weights. If `shared` is None, the namespace is random, and no entries
-    are shared. A str, bytes and a `Namespace` give different namespaces, except a `Namespace` and its digest.
+    are shared. If `has_tiers` is true, too, entries outlive the process: then `model_digest` takes the place
+    of the config and the revision. A str, bytes and a `Namespace` give different namespaces, except a
+    `Namespace` and its digest.
 
     Raises
     ------
     TypeError
         If `shared` is not a str, bytes, a `Namespace` or None.
+    ValueError
+        As `model_digest`.
     """
+    attention = getattr(getattr(tower, "config", None), "_attn_implementation", None)
+    dtype = str(weights_dtype(tower))
+    if shared is None and has_tiers:
+        content = f"content {model_digest(model).hex()} {attention}"
+        return Namespace(type(model).__qualname__, revision=content, dtype=dtype)
     tenant = processor = ""
     if shared is None:
         tenant = os.urandom(16).hex()
@@ -164,13 +181,12 @@ def namespace_for(model: Any, tower: Any, shared: str | bytes | Namespace | None
     else:
         raise TypeError(f"namespace must be a str, bytes, a Namespace or None, got {type(shared).__name__}")
     config = model.config
-    attention = getattr(getattr(tower, "config", None), "_attn_implementation", None)
     name = (type(model).__qualname__, config.name_or_path, config.to_json_string(use_diff=False))
     return Namespace(
         model=" ".join(name),
         revision=f"{getattr(config, '_commit_hash', None)} {attention}",
         processor=processor,
-        dtype=str(weights_dtype(tower)),
+        dtype=dtype,
         tenant=tenant,
     )
 

@@ -106,8 +106,8 @@ class EmbeddingCache:
     ----------
     row_width, page_rows, dtype, device
         The arguments. `device` has an index if it is a CUDA device.
-    has_host_tier
-        Whether the cache has a host tier.
+    has_host_tier, has_lower_tiers
+        Whether the cache has a host tier, and whether it has tiers below it (`tiers`).
     device_pages, host_pages
         Number of pages of each tier. `host_pages` is 0 without a host tier.
 
@@ -208,6 +208,7 @@ class EmbeddingCache:
         self.dtype = dtype
         self.device = to_device(device)
         self.has_host_tier = host_bytes > 0
+        self.has_lower_tiers = bool(lower)
         self.device_pages = device_bytes // page_bytes
         self.host_pages = host_bytes // page_bytes
         num_pages = {"device": self.device_pages} | ({"host": self.host_pages} if host_bytes else {})

@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="runs of the chat; times are their medians (default: %(default)s)",
     )
+    parser.add_argument(
+        "--restart",
+        type=Path,
+        metavar="DIR",
+        help="store the rows in this directory, and run the last turn again in a new process that reads them",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw encodes and times by turn in this PNG file"
@@ -53,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo; return the exit code.
 
-    0: the logits were equal in every turn. 1: the logits differed in some turn. 2: the demo could not run,
-    and a line on stderr says why.
+    0: the logits were equal in every turn, and after a restart. 1: they differed somewhere. 2: the demo could
+    not run, and a line on stderr says why.
     """
     try:
         _check(args)
@@ -82,6 +88,8 @@ def _check(args: argparse.Namespace) -> None:
             _check_writable(option, path)
     if args.json and args.plot and args.json.resolve() == args.plot.resolve():
         raise _Refusal(f"--json and --plot must be different files, both are {args.json}")
+    if args.restart is not None and args.restart.exists() and not args.restart.is_dir():
+        raise _Refusal(f"--restart must be a directory, {args.restart} is a file")
     from vitcache.demo.photos import MAX_PHOTOS
 
     if not 1 <= args.turns <= MAX_PHOTOS:
@@ -133,23 +141,33 @@ def _run(args: argparse.Namespace) -> int:
         step("importing torch and transformers")
         import torch
 
+        from vitcache.demo.restart import measure_restart
         from vitcache.demo.turns import converse, describe, find_family
 
         is_large = args.model == _DEFAULT and torch.cuda.is_available()
-        family = find_family(args.model, args.size or ("8b" if is_large else "tiny"))
+        size = args.size or ("8b" if is_large else "tiny")
+        family = find_family(args.model, size)
+        restart = None
         try:
             rows = converse(family, args.turns, args.repeats, step)
+            if args.restart is not None:
+                try:
+                    of_chat = args.model, size, args.turns, args.repeats
+                    restart = measure_restart(*of_chat, args.restart, step)
+                except RuntimeError as error:
+                    raise _Refusal(f"--restart {args.restart}: {error}") from None
         except torch.OutOfMemoryError as error:
             raise _Refusal(f"out of GPU memory, try --size tiny or fewer --turns: {error}") from None
         except ImportError as error:
             raise _Refusal(f"--model {args.model}: {' '.join(str(error).split())}") from None
     machine = describe(family)
-    print_report(rows, machine)
+    print_report(rows, machine, restart)
     try:
         if args.json:
-            write_json(args.json, rows, machine)
+            write_json(args.json, rows, machine, restart)
         if args.plot:
             write_plot(args.plot, rows, machine)
     except OSError as error:
         raise _Refusal(f"the results could not be written: {error}") from None
-    return 0 if all(row.equal for row in rows) else 1
+    is_equal = all(row.equal for row in rows) and (restart is None or restart.equal)
+    return 0 if is_equal else 1

@@ -13,9 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vitcache.demo.chat_table import text
 from vitcache.demo.row import Row
+
+if TYPE_CHECKING:
+    from vitcache.demo.restart import Restart
 from vitcache.terminal.result_file import replace_file
 
 _WIDTH = 79
@@ -35,7 +39,7 @@ Next steps
 """
 
 
-def print_report(rows: Sequence[Row], machine: Mapping[str, str]) -> None:
+def print_report(rows: Sequence[Row], machine: Mapping[str, str], restart: Restart | None = None) -> None:
     """Print the sides, the table, the results and the next steps to stdout."""
     runs = len(rows[0].samples["ttft_ms_stock"])
     title = f"{machine['model']} with random weights, {machine['dtype']}, on {machine['device']}"
@@ -43,7 +47,7 @@ def print_report(rows: Sequence[Row], machine: Mapping[str, str]) -> None:
     times = f"Times: {median} of the chat, from ids and pixels in host memory."
     print("\n".join([_BEFORE, title, "", *text([asdict(row) for row in rows]), times]))
     print("\nResults")
-    for fact in facts(rows):
+    for fact in facts(rows) + ([] if restart is None else [restart_fact(restart)]):
         print(textwrap.fill(fact, _WIDTH, initial_indent="- ", subsequent_indent="  "))
     print(f"\n{_NEXT}", end="")
 
@@ -61,6 +65,17 @@ def facts(rows: Sequence[Row]) -> list[str]:
         _logits(rows),
         _placed(rows),
     ]
+
+
+def restart_fact(restart: Restart) -> str:
+    """Return the encodes, the time and the logits of the last turn in a new process, as sentences."""
+    is_equal = "equal, bit for bit" if restart.equal else "DIFFERENT"
+    return (
+        f"After a restart, a new process encoded {_images(restart.encoded)} for the last turn without the "
+        f"disk, {restart.encoded_disk} with it: attach encodes the first image of each process. The first "
+        f"token took {restart.ttft_ms:.0f} ms without the disk, {restart.ttft_ms_disk:.0f} ms with it. "
+        f"Logits were {is_equal}."
+    )
 
 
 def _logits(rows: Sequence[Row]) -> str:
@@ -95,9 +110,14 @@ def _placed(rows: Sequence[Row]) -> str:
     return words
 
 
-def write_json(path: Path, rows: Sequence[Row], machine: Mapping[str, str]) -> None:
-    """Write the rows and the description of the machine to a JSON file."""
-    replace_file(path, json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+def write_json(
+    path: Path, rows: Sequence[Row], machine: Mapping[str, str], restart: Restart | None = None
+) -> None:
+    """Write the rows, the restart if there was one, and the description of the machine to a JSON file."""
+    report: dict[str, Any] = {**machine, "rows": [asdict(row) for row in rows]}
+    if restart is not None:
+        report["restart"] = asdict(restart)
+    replace_file(path, json.dumps(report, indent=2) + "\n")
 
 
 def _images(count: int) -> str:

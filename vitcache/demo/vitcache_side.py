@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from vitcache.demo.stock_side import (
 )
 from vitcache.demo.stopwatch import Stopwatch
 from vitcache.demo.tower_meter import TowerMeter
+from vitcache.tiers.protocol import Tier
 
 _PAGE_ROWS = 16  # as in the cache that `attach` makes
 
@@ -142,10 +144,10 @@ class CachedSide:
 class AttachedSide:
     """The stock forward of an attached model. Pixels stay on the host until their image must be encoded."""
 
-    def __init__(self, model: Any, pictures: list[Picture]) -> None:
+    def __init__(self, model: Any, pictures: list[Picture], tiers: Sequence[Tier] = ()) -> None:
         self.model = model
         self.device: torch.device = model.device
-        self.attachment = attach(model, device_bytes=_bytes_for(pictures, model))
+        self.attachment = attach(model, device_bytes=_bytes_for(pictures, model), tiers=tiers)
         self._meter = TowerMeter(model)
 
     def answer(self, prompt: Prompt) -> AttachedAnswer:

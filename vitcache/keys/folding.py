@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from vitcache.keys.content import KEY_BYTES, check_key
 from vitcache.keys.digests import digests_of
-from vitcache.keys.framing import count_node, node, version_node
+from vitcache.keys.framing import Frames, count_node, node, version_node
 from vitcache.keys.namespace import Namespace, to_namespace
 
 
@@ -50,3 +50,10 @@ def fold_keys(keys: Iterable[bytes], namespace: bytes | Namespace) -> list[bytes
         return given
     head = version_node("given.1") + node(b"b", namespace) + count_node(b"b", KEY_BYTES)
     return digests_of([[head + key] for key in given])
+
+
+def fold_tenant(namespace: bytes, tenant: str) -> bytes:
+    """Return a namespace with the name of a tenant folded in, 32 bytes."""
+    frames = Frames(version_node("item_tenant.1"))
+    frames.add_value([namespace, tenant], "tenant")
+    return frames.key()

@@ -84,3 +84,8 @@ def to_namespace(value: Any) -> bytes:
     if isinstance(value, Namespace):
         return value.digest()
     raise TypeError(f"namespace must be bytes or a Namespace, got {type(value).__qualname__}")
+
+
+def tenant_of(value: Any) -> str:
+    """Return the tenant that a namespace names: `Namespace.tenant`, or "" for all other values."""
+    return value.tenant if isinstance(value, Namespace) else ""

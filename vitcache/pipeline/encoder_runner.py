@@ -63,6 +63,7 @@ class EncoderRunner:
         max_rows: int,
         moves_features: bool = True,
         ranks: RankStates | None = None,
+        tenant: str = "",
     ) -> None:
         self._encode = encode
         self._cache = cache
@@ -70,6 +71,7 @@ class EncoderRunner:
         self._max_rows = max_rows
         self.moves_features = moves_features
         self._ranks = ranks
+        self._tenant = tenant
         self.turn = Turn("the pipeline's encoder")
         self.uses: list[Any] = []
 
@@ -266,7 +268,11 @@ class EncoderRunner:
         for step_item in step_items:
             rows = step_item.rows
             if step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:
-                reservation = step_item.claim.reserve(step_item.num_rows, row_width=step_item.row_width)
+                reservation = step_item.claim.reserve(
+                    step_item.num_rows,
+                    row_width=step_item.row_width,
+                    tenant=step_item.tenant(self._tenant),
+                )
                 try:
                     if reservation is None:
                         step_item.set(State.COPIED, rows.to(self._cache.dtype, copy=True))

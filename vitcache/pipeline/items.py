@@ -46,6 +46,10 @@ class Item:
         and with deepstack also ``H``, the width of `inputs_embeds`: rows of such an item have no deepstack
         columns, and the deepstack rows of their tokens are zero. If the step does not accept the width, the
         item fails, and `EmbedResult.errors` names both widths.
+    tenant
+        The tenant whose rows these are, for `EmbeddingCache.forget_tenant` and for the names in tiers. None:
+        that of the pipeline. Any other tenant is folded into the key, so that tenants do not share entries;
+        with `complete_key` the key is unchanged.
     context
         Any object. It travels to the encoder as ``item.context``. It is neither hashed nor copied.
     move_feature
@@ -65,7 +69,8 @@ class Item:
         the shape of `rows` is not ``(num_rows, row_width)``.
     TypeError
         If `spans` is not a `Span` or a sequence of spans, `num_rows` or `row_width` is not an integer or is a
-        bool, `key` is not bytes, `complete_key` or `move_feature` is not a bool, or `rows` is not a tensor.
+        bool, `key` is not bytes, `complete_key` or `move_feature` is not a bool, `tenant` is neither a str
+        nor None, or `rows` is not a tensor.
 
     Notes
     -----
@@ -107,6 +112,7 @@ class Item:
         "row_width",
         "rows",
         "spans",
+        "tenant",
     )
 
     def __init__(
@@ -119,6 +125,7 @@ class Item:
         complete_key: bool = False,
         rows: Tensor | None = None,
         row_width: int | None = None,
+        tenant: str | None = None,
         context: Any = None,
         move_feature: bool = True,
         **encoder_kwargs: Any,
@@ -145,11 +152,14 @@ class Item:
         for name, flag in (("complete_key", complete_key), ("move_feature", move_feature)):
             if not isinstance(flag, bool):
                 raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+        if tenant is not None and not isinstance(tenant, str):
+            raise TypeError(f"tenant must be a str or None, got {type(tenant).__name__}")
         if complete_key and key is None:
             raise ValueError("complete_key is True, but key is None")
         self.feature = feature
         self.key = key
         self.complete_key = complete_key
+        self.tenant = tenant
         self.context = context
         self.move_feature = move_feature
         self.rows = rows

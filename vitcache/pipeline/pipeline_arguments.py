@@ -49,6 +49,13 @@ def check_options(
             raise ValueError(f"{name} must be on {cache.device}, the cache's device, got {owner.device}")
 
 
+def check_tenant(tenant: Any) -> str:
+    """Return the name of a tenant. Raises TypeError if it is not a str."""
+    if not isinstance(tenant, str):
+        raise TypeError(f"tenant must be a str or None, got {type(tenant).__name__}")
+    return tenant
+
+
 def check_item(item: Any) -> None:
     """Raise TypeError if `item` is not an `Item`."""
     if not isinstance(item, Item):

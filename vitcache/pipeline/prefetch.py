@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from vitcache._native import current_turn, waits_for_jobs
 from vitcache.arguments import to_timeout
+from vitcache.cache.fetch import Fetch
 from vitcache.device.jobs import Job
 from vitcache.device.worker_threads import NoThreadError, WorkerThreads, runs_job_here
 from vitcache.handles import described, refuse_copies
@@ -51,16 +52,26 @@ class Prefetch:
         self.is_refused = False
         self.is_cancelled = False
         self._job: Job[None] | None = None
+        self._fetches: list[Fetch] = []
         self._threads: set[Thread] = set()  # those of the worker
 
     def cancel(self) -> None:
         """Stop the prefetch after the micro-batch that is being encoded. Does nothing if it is done already.
 
-        Features that were already moved may stay on the device. `VisionPipeline.cancel` also frees these.
+        Entries that no tier below the host tier was asked for yet are not fetched, either. Features that were
+        already moved may stay on the device. `VisionPipeline.cancel` also frees these.
         """
         self.is_cancelled = True
         if self._job is not None:
             self._job.cancel()
+        for fetch in tuple(self._fetches):
+            fetch.cancel()
+
+    def add_fetch(self, fetch: Fetch) -> None:
+        """Note a fetch of this prefetch, which `cancel` cancels, too. The worker calls it."""
+        self._fetches.append(fetch)
+        if self.is_cancelled:  # by another thread, which may not have seen the fetch
+            fetch.cancel()
 
     @property
     def done(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitcache._native import StepPlan, has_unfolded, read_requests
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.cache.fetch import Fetch
 from vitcache.device.thread_modes import TorchModes
 from vitcache.keys.threads import KeyThreads
 from vitcache.pages.reservation import Reservation
@@ -24,6 +25,7 @@ from vitcache.pipeline.prefetch import Prefetch, logger
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import Requests, State, StepItem, cancel_stored, wait_until_read
 from vitcache.pipeline.step_keys import find_keys, fold_given_keys
+from vitcache.pipeline.tier_fetch import Wanted, fetch_missing
 
 NO_BATCH = -1  # StepPlan::kNoBatch: the chunks have no places in a batch
 
@@ -39,6 +41,7 @@ class PrefetchJob:
         kept: KeptRows,
         namespace: bytes,
         keys: KeyThreads,
+        tenant: str = "",
     ) -> None:
         self._cache = cache
         self._runner = runner
@@ -46,12 +49,16 @@ class PrefetchJob:
         self._kept = kept
         self._namespace = namespace
         self._keys = keys
+        self._tenant = tenant
         self._stream: torch.cuda.Stream | None = None
 
     def work(
         self, chunks: Sequence[Chunk], encode: bool, modes: TorchModes, ready: Any, handle: Prefetch
     ) -> None:
         """Encode the missing items, or move their features, until the prefetch is cancelled.
+
+        If the cache has tiers below the host tier, the worker asks them first, and waits at most the cache's
+        `fetch_timeout_s` for them.
 
         `ready` is an event behind the work of the caller's stream, which may produce features and weights.
         """
@@ -61,11 +68,12 @@ class PrefetchJob:
         for stream in streams:
             stream.wait_event(ready)
         with modes.apply(streams):
-            requests = read_requests(chunks, Chunk)
-            if has_unfolded(requests, self._namespace):
-                fold_given_keys(requests, self._namespace)
-            plan = StepPlan(chunks, requests, self._namespace, NO_BATCH, self._cache.row_width)
+            plan, requests = self._plan(chunks)
             missing = self._find_missing(plan, requests)
+            if missing and self._cache.has_lower_tiers:
+                if not handle.is_cancelled:
+                    self._ask_tiers(missing, handle.add_fetch)
+                missing = [step_item for step_item in missing if self._must_encode(step_item)]
             batches = self._runner.batches(missing)
             for number, batch in enumerate(batches):
                 if handle.is_cancelled:
@@ -79,9 +87,19 @@ class PrefetchJob:
                     logger.info("a prefetch has moved as many bytes of features as all prefetches may keep")
                     break
 
+    def fetch(self, chunks: Sequence[Chunk]) -> None:
+        """Ask the tiers for the missing items, in the calling thread; see `VisionPipeline.fetch`."""
+        self._ask_tiers(self._find_missing(*self._plan(chunks)))
+
+    def _plan(self, chunks: Sequence[Chunk]) -> tuple[StepPlan, Requests]:
+        requests = read_requests(chunks, Chunk)
+        if has_unfolded(requests, self._namespace):
+            fold_given_keys(requests, self._namespace, self._tenant)
+        return StepPlan(chunks, requests, self._namespace, NO_BATCH, self._cache.row_width), requests
+
     def _find_missing(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
         """Return the items that are neither cached nor kept, and whose keys could be computed."""
-        found = find_keys(plan, requests, self._namespace, self._keys)
+        found = find_keys(plan, requests, self._namespace, self._keys, tenant=self._tenant)
         hashed = {step_item.number: step_item for step_item in found}
         missing = [
             hashed.get(number) or StepItem.of(plan, requests, number)
@@ -90,6 +108,17 @@ class PrefetchJob:
         ]
         self._kept.serve(plan, requests, missing)
         return [step_item for step_item in missing if self._must_encode(step_item)]
+
+    def _ask_tiers(
+        self, missing: list[StepItem], on_begin: Callable[[Fetch], object] = lambda fetch: None
+    ) -> None:
+        """Fetch items from the tiers of the cache, and wait for the cache's deadline at most."""
+        wanted = [
+            Wanted(step_item.key, step_item.num_rows, step_item.row_width, step_item.tenant(self._tenant))
+            for step_item in missing
+            if step_item.key is not None
+        ]
+        fetch_missing(self._cache, wanted, on_begin)
 
     def _must_encode(self, step_item: StepItem) -> bool:
         if step_item.state is not State.MISSING or step_item.key is None:

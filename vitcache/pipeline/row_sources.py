@@ -70,11 +70,12 @@ class RowSources(MutableSequence[Any]):
             return None
         return [self.stores.get(item) for item in range(self._num_items)]
 
-    def commit(self, cache: EmbeddingCache) -> list[tuple[StepItem, Tensor]]:
+    def commit(self, cache: EmbeddingCache, tenant: str = "") -> list[tuple[StepItem, Tensor]]:
         """Insert the rows that were written to pages, release the leases, and insert rejected rows.
 
         If a step pins the whole device tier, the cache rejects the step's last rows. Once the leases are
-        released, a cache with a host tier can demote the leased entries and admit the last rows.
+        released, a cache with a host tier can demote the leased entries and admit the last rows. `tenant` is
+        that of the pipeline.
 
         Returns
         -------
@@ -91,7 +92,7 @@ class RowSources(MutableSequence[Any]):
         return [
             (step_item, rows)
             for step_item, rows in self.rejected
-            if step_item.claim is not None and not step_item.claim.put(rows)
+            if step_item.claim is not None and not step_item.claim.put(rows, tenant=step_item.tenant(tenant))
         ]
 
 
@@ -102,6 +103,7 @@ def collect_sources(
     cache: EmbeddingCache,
     mover: FeatureMover,
     cleanup: ExitStack,
+    tenant: str = "",
 ) -> RowSources:
     """Return the sources of all items, and reserve pages for rows that are still to be stored.
 
@@ -111,6 +113,8 @@ def collect_sources(
     ----------
     cleanup
         Cancels the reservations that are not committed when it closes.
+    tenant
+        The tenant of the pipeline.
     """
     sources = RowSources(len(plan), leases)
     sources.stores = leases.promote()
@@ -126,7 +130,7 @@ def collect_sources(
         if step_item.state is State.STORED and isinstance(rows, Reservation):
             cleanup.enter_context(rows)
         elif step_item.claim is not None and isinstance(rows, Tensor):
-            _reserve_or_reject(step_item, step_item.claim, rows, sources, cache, cleanup)
+            _reserve_or_reject(step_item, step_item.claim, rows, sources, cache, cleanup, tenant)
     # Zeros for failed items: as many rows as their longest run has tokens.
     failed = [step_item.number for step_item in step_items if step_item.state is State.FAILED]
     if failed:
@@ -146,10 +150,13 @@ def _reserve_or_reject(
     sources: RowSources,
     cache: EmbeddingCache,
     cleanup: ExitStack,
+    tenant: str,
 ) -> None:
     """Reserve pages for fresh rows; rows that the cache rejects are rounded to its dtype."""
     if step_item.state is State.FRESH:
-        store = claim.reserve(step_item.num_rows, row_width=step_item.row_width)
+        store = claim.reserve(
+            step_item.num_rows, row_width=step_item.row_width, tenant=step_item.tenant(tenant)
+        )
         if store is not None:
             sources.stores[step_item.number] = cleanup.enter_context(store)
             return

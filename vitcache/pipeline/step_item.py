@@ -119,6 +119,10 @@ class StepItem:
         """Key, number of rows and width, which equal items share; None without a key."""
         return None if self.key is None else (self.key, self.num_rows, self.row_width)
 
+    def tenant(self, default: str) -> str:
+        """Return the tenant of the rows; `default` is that of the pipeline."""
+        return default if self.item.tenant is None else self.item.tenant
+
     def set(self, state: State, rows: Tensor | Reservation | None) -> None:
         """Change the state, with the rows that it names."""
         self.state, self.rows = state, rows

@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from vitcache._native import StepPlan, waits_for_jobs
-from vitcache.keys.folding import fold_keys
+from vitcache.keys.folding import fold_keys, fold_tenant
 from vitcache.keys.threads import KeyedFeature, KeyThreads, run_one_here
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import Requests, State, StepItem, wait_until_read
@@ -19,33 +21,48 @@ from vitcache.tracing import traced
 _CHECK_SECONDS = 1.0  # between two reads of the futures of a step that waits
 
 
-def known_key(item: Item, namespace: bytes) -> bytes | None:
+def namespace_of(item: Item, namespace: bytes, tenant: str) -> bytes:
+    """Return the namespace of an item's key: that of the pipeline, with the tenant of the item folded in.
+
+    `tenant` is that of the pipeline, which `namespace` has already.
+    """
+    is_same = item.tenant is None or item.tenant == tenant
+    return namespace if is_same else fold_tenant(namespace, item.tenant or "")
+
+
+def known_key(item: Item, namespace: bytes, tenant: str = "") -> bytes | None:
     """Return an item's key in a namespace, if no feature must be hashed for it; else None.
 
-    This is the item's own key, with the namespace folded in, or the key that was computed before.
+    This is the item's own key, with the namespace folded in, or the key that was computed before. `tenant` is
+    that of the pipeline.
     """
     given, digest = item.key, item.digest
-    if given is not None and (item.complete_key or not namespace):
+    if given is not None and (item.complete_key or not (namespace or item.tenant)):
         return given
     source = () if given is None else (given,)
     if digest is not None and digest[0] == namespace and digest[2:] == source:
         return digest[1]
     if given is None:
         return None
-    [key] = fold_keys([given], namespace)
+    [key] = fold_keys([given], namespace_of(item, namespace, tenant))
     item.digest = namespace, key, given
     return key
 
 
 @traced("key")
-def fold_given_keys(requests: Requests, namespace: bytes) -> None:
-    """Fold a namespace into all given keys of some requests; the items and their arrays store the result."""
+def fold_given_keys(requests: Requests, namespace: bytes, tenant: str = "") -> None:
+    """Fold a namespace into all given keys of some requests; the items and their arrays store the result.
+
+    `tenant` is that of the pipeline.
+    """
     for request in requests:
         unfolded = request.arrays.unfolded(namespace)
-        folded = fold_keys([given for _, given in unfolded], namespace)
-        for (position, given), key in zip(unfolded, folded, strict=True):
-            request.arrays.set_computed(position, namespace, key)
-            request[position].digest = namespace, key, given
+        spaces = [namespace_of(request[position], namespace, tenant) for position, _ in unfolded]
+        for space, part in groupby(zip(spaces, unfolded, strict=True), key=itemgetter(0)):
+            found = [each for _, each in part]
+            for (position, given), key in zip(found, fold_keys([g for _, g in found], space), strict=True):
+                request.arrays.set_computed(position, namespace, key)
+                request[position].digest = namespace, key, given
 
 
 @traced("key")
@@ -55,6 +72,7 @@ def find_keys(
     namespace: bytes,
     threads: KeyThreads,
     on_key: Callable[[StepItem], None] = lambda step_item: None,
+    tenant: str = "",
 ) -> list[StepItem]:
     """Find the keys of a plan's items that have none yet, and merge the items that are equal.
 
@@ -69,6 +87,8 @@ def find_keys(
     on_key
         Called with each item whose feature was hashed, in the order in which the step needs the items, as
         soon as the keys of this item and of all items before it are known or have failed.
+    tenant
+        The tenant of the pipeline.
 
     Returns
     -------
@@ -82,15 +102,17 @@ def find_keys(
     try:
         for number in plan.unkeyed():  # in the order in which the step needs the items
             step_item = StepItem.of(plan, requests, number)
-            key = known_key(step_item.item, namespace)
+            key = known_key(step_item.item, namespace, tenant)
             if key is None:
                 hashed.append(step_item)
             else:
                 _store_key(plan, requests, namespace, step_item, key)
-        if hashed:
-            loads = [partial(_load, step_item, interrupts) for step_item in hashed]
-            extras = [step_item.item.encoder_kwargs for step_item in hashed]
-            futures = threads.submit_many(loads, namespace=namespace, extras=extras, on_done=done.put)
+        spaces = [namespace_of(step_item.item, namespace, tenant) for step_item in hashed]
+        for space, part in groupby(zip(spaces, hashed, strict=True), key=itemgetter(0)):
+            step_items = [step_item for _, step_item in part]
+            loads = [partial(_load, step_item, interrupts) for step_item in step_items]
+            extras = [step_item.item.encoder_kwargs for step_item in step_items]
+            futures += threads.submit_many(loads, namespace=space, extras=extras, on_done=done.put)
         step_item_of = dict(zip(futures, hashed, strict=True))
         in_order = deque(step_item_of.items())
         while step_item_of:

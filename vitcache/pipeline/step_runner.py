@@ -62,6 +62,8 @@ class StepRunner:
     ----------
     max_rows
         `max_rows_per_encode` of the pipeline.
+    tenant
+        The tenant of items without one, which `namespace` names, too.
 
     Attributes
     ----------
@@ -83,6 +85,7 @@ class StepRunner:
         shadow: Shadow | None,
         stream: torch.cuda.Stream | None,
         max_rows: int,
+        tenant: str = "",
     ) -> None:
         self._cache = cache
         self._runner = runner
@@ -95,6 +98,7 @@ class StepRunner:
         self.shadow = shadow
         self._stream = stream
         self._max_rows = max_rows
+        self._tenant = tenant
 
     def run(self, call: StepCall, chunks: Sequence[Chunk]) -> EmbedResult:
         """Encode the items of the chunks that are not in the cache, and place all rows.
@@ -109,7 +113,7 @@ class StepRunner:
             refuse_width(destination, cache)
         requests = read_requests(chunks, Chunk)
         if has_unfolded(requests, namespace):
-            fold_given_keys(requests, namespace)
+            fold_given_keys(requests, namespace, self._tenant)
         plan = StepPlan(
             chunks, requests, namespace, destination.num_tokens, destination.width, destination.hidden
         )
@@ -217,7 +221,8 @@ class StepRunner:
         if missing:
             with self._on_stream():
                 self._runner.run(missing)
-        sources = collect_sources(plan, step_items.values(), leases, cache, self._mover, cleanup)
+        given = plan, step_items.values(), leases, cache, self._mover, cleanup
+        sources = collect_sources(*given, tenant=self._tenant)
         store = sources.store()
         placement = plan.make_placement()
         rest = leases.add_sources(placement, call.destination.native)
@@ -229,7 +234,7 @@ class StepRunner:
             chosen = self.shadow.choose(hits(plan, requests, leases, step_items))
         # Before the insert: a caller that finds the rows may change the features.
         wait_until_read(step_items.values())
-        rejected = sources.commit(cache)
+        rejected = sources.commit(cache, self._tenant)
         if rejected:
             self._kept.keep(rejected, plan, requests, self._namespace)
         if self._kept.requests:
@@ -255,7 +260,7 @@ class StepRunner:
     def _find_keys(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
         """Find the keys of a step; features start to move as soon as their keys are known."""
         start = EarlyStart(self._cache, self._runner, self._prefetched, self._max_rows)
-        return find_keys(plan, requests, self._namespace, self._keys, start)
+        return find_keys(plan, requests, self._namespace, self._keys, start, self._tenant)
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:

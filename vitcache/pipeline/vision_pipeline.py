@@ -16,21 +16,28 @@ from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
 from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.keys.content import content_key
-from vitcache.keys.namespace import Namespace, to_namespace
+from vitcache.keys.folding import fold_tenant
+from vitcache.keys.namespace import Namespace, tenant_of, to_namespace
 from vitcache.keys.threads import KeyThreads
 from vitcache.pipeline.agreed_items import Agree
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item, check_chunks
 from vitcache.pipeline.kept_rows import KeptRows
-from vitcache.pipeline.pipeline_arguments import check_handle, check_item, check_options, refuse_tensor
+from vitcache.pipeline.pipeline_arguments import (
+    check_handle,
+    check_item,
+    check_options,
+    check_tenant,
+    refuse_tensor,
+)
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.rank_states import RankStates
 from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.shadow import Shadow
-from vitcache.pipeline.step_keys import known_key
+from vitcache.pipeline.step_keys import known_key, namespace_of
 from vitcache.pipeline.step_runner import StepRunner
 from vitcache.placement.call_checks import is_traced
 from vitcache.placement.embed_call import EmbedCall
@@ -121,6 +128,9 @@ class VisionPipeline:
         if a chunk that reaches the end of the item's last span is placed, if the `Items` object dies, and in
         the first step after `advance_epoch` or `clear` of the cache. If `keep_bytes` are in use, further rows
         are not kept, and their items are encoded in each chunk that needs them.
+    tenant
+        The tenant of items without `Item.tenant`. None: `Namespace.tenant` of `namespace`, or ``""``. A
+        tenant that is not that of `namespace` is folded into all keys.
 
     Raises
     ------
@@ -132,8 +142,8 @@ class VisionPipeline:
         If `encode` or `agree` is not callable, `cache` is not an `EmbeddingCache`, `namespace` is neither
         bytes nor a `Namespace`, `ring` is not a `PinnedRing`, `max_rows_per_encode` is not an int,
         `feature_dtype` is not bfloat16, float16 or None, `stream` is not a `torch.cuda.Stream`, `shadow` is
-        not a `Shadow`, `move_features` is not a bool, or `keep_bytes` is neither an int nor a str. A bool is
-        not an int.
+        not a `Shadow`, `move_features` is not a bool, `keep_bytes` is neither an int nor a str, or `tenant`
+        is neither a str nor None. A bool is not an int.
 
     Notes
     -----
@@ -214,8 +224,12 @@ class VisionPipeline:
         shadow: Shadow | None = None,
         move_features: bool = True,
         keep_bytes: int | str = 256 << 20,
+        tenant: str | None = None,
     ) -> None:
         self.namespace = to_namespace(namespace)
+        self.tenant = tenant_of(namespace)
+        if tenant is not None and check_tenant(tenant) != self.tenant:
+            self.namespace, self.tenant = fold_tenant(self.namespace, tenant), tenant
         self.max_rows_per_encode = max_rows = to_int("max_rows_per_encode", max_rows_per_encode, 1, INT64_MAX)
         keep_bytes = to_bytes("keep_bytes", keep_bytes, 0)
         check_options(encode, cache, ring, agree, feature_dtype, stream, shadow, move_features)
@@ -224,7 +238,7 @@ class VisionPipeline:
         self._agree = agree
         self._mover = FeatureMover(cache.device, ring, feature_dtype)
         ranks = None if agree is None else RankStates.of(agree)
-        self._runner = EncoderRunner(encode, cache, self._mover, max_rows, move_features, ranks)
+        self._runner = EncoderRunner(encode, cache, self._mover, max_rows, move_features, ranks, self.tenant)
         self._prefetched = PrefetchedFeatures()
         self._kept = KeptRows(cache, keep_bytes)
         self._keys = KeyThreads()
@@ -240,8 +254,11 @@ class VisionPipeline:
             shadow=shadow,
             stream=stream,
             max_rows=max_rows,
+            tenant=self.tenant,
         )
-        self._job = PrefetchJob(cache, self._runner, self._prefetched, self._kept, self.namespace, self._keys)
+        self._job = PrefetchJob(
+            cache, self._runner, self._prefetched, self._kept, self.namespace, self._keys, self.tenant
+        )
         self._worker = PrefetchWorker()
         self._is_closed = False
         # The garbage collector may run this finalizer in a thread that holds locks, so it must not wait.
@@ -382,15 +399,16 @@ class VisionPipeline:
             If the feature is a function: the exception that the function raises.
         """
         check_item(item)
-        key = known_key(item, self.namespace)
+        key = known_key(item, self.namespace, self.tenant)
         if key is None:
             feature = item.feature() if callable(item.feature) else item.feature
-            key = content_key(feature, namespace=self.namespace, extra=item.encoder_kwargs)
+            space = namespace_of(item, self.namespace, self.tenant)
+            key = content_key(feature, namespace=space, extra=item.encoder_kwargs)
             item.digest = self.namespace, key
         return key
 
     def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
-        """Start to hash, copy and encode the items of later chunks on a worker thread, and do not wait.
+        """Start to hash, fetch, copy and encode the items of later chunks on a worker thread; do not wait.
 
         Call it after `embed`: the worker then hashes and copies features while the language model runs, and a
         later `embed` finds the rows in the cache. Encodes share the GPU with the language model; on an H100,
@@ -401,10 +419,10 @@ class VisionPipeline:
         chunks
             The later chunks. Their `token_offset` is not used.
         encode
-            False: the worker hashes the features and copies them to the device; `embed` encodes them. It does
-            not copy features of items with ``move_feature=False``. All prefetches together keep about 256 MiB
-            of features: the oldest ones of earlier prefetches are freed for new ones, and `embed` then loads
-            them again. With `agree` the worker never encodes.
+            False: the worker hashes the features, fetches rows, and copies the features of the other items to
+            the device; `embed` encodes them. It does not copy features of items with ``move_feature=False``.
+            All prefetches together keep about 256 MiB of features: the oldest ones of earlier prefetches are
+            freed for new ones, and `embed` then loads them again. With `agree` the worker never encodes.
 
         Returns
         -------
@@ -422,6 +440,10 @@ class VisionPipeline:
 
         Notes
         -----
+        If the cache has tiers below its host tier, the worker asks them for the items that are not in the
+        cache, and waits at most `fetch_timeout_s` of the cache. It encodes what is late; late rows still
+        enter the cache. `embed` and `place` never ask the tiers.
+
         The worker skips items that are in the cache, and items that another caller encodes. It uses the
         caller's current device and grad, inference and autocast modes. It queues its work on its own stream,
         which waits for the caller's current stream. Features must not change until the prefetch is done. If
@@ -449,6 +471,49 @@ class VisionPipeline:
             self._job.work, tuple(chunks), encode and self._agree is None, TorchModes.capture(), ready
         )
         return self._worker.submit(work)
+
+    def fetch(self, chunks: Sequence[Chunk]) -> None:
+        """Ask the tiers below the host tier for the items of chunks, and wait at most `fetch_timeout_s`.
+
+        For callers without an earlier moment for `prefetch`, before `embed`. Items that are in the cache are
+        not asked for. Features without a key are loaded and hashed on threads, and the host waits for them.
+        What is late enters the cache when it arrives. Without such tiers, it returns at once.
+
+        Parameters
+        ----------
+        chunks
+            As in `prefetch`.
+
+        Raises
+        ------
+        TypeError
+            If `chunks` is not a list of `Chunk`.
+        RuntimeError
+            If the pipeline or the cache is closed.
+
+        Notes
+        -----
+        An item whose feature cannot be loaded or hashed is left out: `embed` reports its error. No work is
+        queued on a stream, except the copy of a feature on a GPU that is hashed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+        >>> from vitcache.tiers import MemoryTier
+        >>> options = {"dtype": torch.float32, "device": "cpu", "device_bytes": 4096, "host_bytes": 4096}
+        >>> chunk = Chunk([Item(torch.ones(2, 2), Span(1, 2))], start=0, length=4)
+        >>> with EmbeddingCache(2, tiers=[MemoryTier("1MiB")], **options) as cache:
+        ...     with VisionPipeline(lambda features, items: features, cache) as pipeline:
+        ...         pipeline.fetch([chunk])
+        ...     [tier.misses for tier in cache.stats().tiers]
+        [1]
+        """
+        check_chunks(chunks)
+        if self._is_closed:
+            raise RuntimeError("the pipeline was closed")
+        if self.cache.has_lower_tiers:
+            self._job.fetch(tuple(chunks))
 
     def cancel(self, handle: Prefetch) -> None:
         """Stop a prefetch, and free the features that it moved to the device. Encoded rows stay cached.

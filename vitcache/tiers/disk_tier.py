@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import SupportsIndex
 
-from vitcache.arguments import check_bool, shown, to_bytes
+from vitcache.arguments import INT64_MAX, check_bool, shown, to_bytes, to_int
 from vitcache.handles import described, refuse_copies
 from vitcache.tiers.checks import check_parts
 from vitcache.tiers.disk_index import DiskIndex
@@ -62,7 +62,8 @@ class DiskTier:
     TypeError
         If `path` is not a str or `os.PathLike`, `max_bytes` is not an int or a str, or `direct` not a bool.
     ValueError
-        If `path` is empty or contains a NUL; if `max_bytes` is too small or not a size.
+        If `path` is empty, contains a NUL or cannot be encoded; if `max_bytes` is too small, not a size, or
+        more than 2**63 - 1.
 
     Examples
     --------
@@ -82,13 +83,10 @@ class DiskTier:
         self, path: str | os.PathLike[str], max_bytes: SupportsIndex | str, *, direct: bool = True
     ) -> None:
         check_bool("direct", direct)
-        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-            raise TypeError(f"path must be a str or os.PathLike, got {shown(path)}")
-        text = os.fspath(path)
-        if not text or "\0" in text:
-            raise ValueError(f"path is {shown(text)}, it must not be empty or contain a NUL")
-        self.capacity_bytes = to_bytes("max_bytes", max_bytes, _LEAST_BYTES)
-        self.path = os.path.abspath(text)
+        self.path = _absolute(path)
+        self.capacity_bytes = to_int(
+            "max_bytes", to_bytes("max_bytes", max_bytes, _LEAST_BYTES), None, INT64_MAX
+        )
         self._direct = direct
         self._pid = 0  # of the process that has opened it; 0: it is closed
 
@@ -133,7 +131,7 @@ class DiskTier:
             return [entries is not None and has_file(entries, name) for name in names]
 
     def fetch(self, fetches: Sequence[Transfer]) -> list[FetchOutcome]:
-        """See `Tier.fetch`. Two threads read and hash: one of them reads while the other one hashes."""
+        """See `Tier.fetch`. A second thread hashes rows while the next ones are read."""
         outcomes = [FetchOutcome.MISS] * len(fetches)
         for fetch in fetches:
             check_parts(fetch)
@@ -359,6 +357,19 @@ class DiskTier:
     def __repr__(self) -> str:
         state = "open" if self._pid == os.getpid() else "closed"
         return f"{self.path}, at most {self.capacity_bytes} bytes, {state}"
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise TypeError(f"path must be a str or os.PathLike, got {shown(path)} of type {type(path).__name__}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"path is {shown(text)}, which the file system cannot encode: {error}") from None
+    if not text or "\0" in text:
+        raise ValueError(f"path is {shown(text)}, it must not be empty or contain a NUL")
+    return os.path.abspath(text)
 
 
 def _remove_packed(entries: int, packed: bytes) -> None:

@@ -30,6 +30,7 @@ from vitcache.tiers.protocol import EntryName, Transfer
 from vitcache.tiers.second_thread import SecondThread
 
 _OPEN_FILES = 32  # that are read together
+_PIECES_PER_READ = 2
 _SMALL_BYTES = 256 << 10  # fewer are hashed by the thread that writes them
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
@@ -112,33 +113,28 @@ class EntryFiles:
             raise
 
     def _run(self, reads: Sequence[EntryRead]) -> None:
-        """Read all pieces, on two threads: one of them reads while the other one hashes."""
-        pieces = [partial(read.run, number) for read in reads for number in range(len(read.pieces))]
-        self._share(pieces)
-        for read in reads:
-            failed = read.failed
-            if isinstance(failed, OSError) and failed.errno == errno.EINVAL and self.is_direct:
-                self.is_direct = False
-                set_direct(read.fd, False)
-                read.failed = None
-                self._share([partial(read.run, number) for number in range(len(read.pieces))])
-
-    def _share(self, works: Sequence[Callable[[], None]]) -> None:
-        remaining = iter(works)  # its `next` is atomic
-
-        def work() -> None:
-            for piece in remaining:
-                piece()
-
-        if len(works) < 2:
-            work()
-            return
-        with self._second.runs(work):
-            try:
+        """Read and hash all pieces. This thread reads, and the second thread hashes."""
+        works = self._read_pieces(reads)
+        if sum(read.num_bytes for read in reads) < _SMALL_BYTES:
+            for work in works:
                 work()
-            finally:
-                for _ in remaining:  # if this thread was interrupted
-                    pass
+        else:
+            self._second.run_all(works)
+
+    def _read_pieces(self, reads: Sequence[EntryRead]) -> Iterator[Callable[[], None]]:
+        """Read piece after piece; yield for each the callable that hashes it."""
+        for read in reads:
+            for first in range(0, len(read.pieces), _PIECES_PER_READ):
+                numbers = range(first, min(first + _PIECES_PER_READ, len(read.pieces)))
+                if not read.read(numbers) and read.lacks_direct_io and self.is_direct:
+                    self.is_direct = False
+                    set_direct(read.fd, False)
+                    read.failed = None
+                    read.read(numbers)
+                if read.failed is not None:
+                    break
+                for number in numbers:
+                    yield partial(read.hash, number)
 
     def write(self, root: int, store: Transfer) -> None:
         """Write the file of an entry, and replace one that is there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -26,12 +27,14 @@ class Unreadable(Exception):
 
 
 class EntryRead:
-    """One entry that is read from an open file. Two threads may run different pieces at the same time.
+    """One entry that is read from an open file. One thread reads its pieces; a second one may hash them.
 
     Attributes
     ----------
     fd
         Descriptor of the file.
+    num_bytes
+        Bytes of all rows.
     blocks, pieces
         The memory of the entry.
     failed
@@ -40,24 +43,33 @@ class EntryRead:
 
     def __init__(self, fd: int, fetch: Transfer, buffers: BlockBuffers) -> None:
         self.fd = fd
+        self.num_bytes = fetch.name.num_bytes
         self._name, self._buffers = fetch.name, buffers
         self.blocks = RowBlocks(fetch.parts, buffers)
         self.pieces = self.blocks.pieces()
         self._digests = [b""] * len(self.pieces)
         self.failed: OSError | Unreadable | None = None
 
-    def run(self, number: int) -> None:
-        """Read and hash one piece, unless another piece has failed."""
-        if self.failed is not None:
-            return
-        offset, views, rows = self.pieces[number]
+    def read(self, numbers: range) -> bool:
+        """Read adjacent pieces. Return whether they were read; else `failed` is set."""
+        views = [view for number in numbers for view in self.pieces[number].views]
+        offset = self.pieces[numbers[0]].offset
         try:
-            if not transfer(os.preadv, self.fd, views, offset):
-                self.failed = Unreadable("has another size")
+            if transfer(os.preadv, self.fd, views, offset):
+                return True
+            self.failed = Unreadable("has another size")
         except OSError as error:
             self.failed = error
-        else:
-            self._digests[number] = digest_of_piece(rows)
+        return False
+
+    @property
+    def lacks_direct_io(self) -> bool:
+        """Whether the file system may have refused direct I/O."""
+        return isinstance(self.failed, OSError) and self.failed.errno == errno.EINVAL
+
+    def hash(self, number: int) -> None:
+        """Hash one piece that has been read."""
+        self._digests[number] = digest_of_piece(self.pieces[number].rows)
 
     def error(self) -> OSError | Unreadable | None:
         """Return why the rows cannot be used; None if they match the header and the header the name."""

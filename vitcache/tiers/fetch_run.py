@@ -55,10 +55,9 @@ class _FetchRun:
     def find(self, wanted: list[Wanted]) -> list[Wanted]:
         """Return the entries that the tier probably has, and pass the other ones on."""
         try:
-            known = [each for each in wanted if not self._owes(each)]
-            self._names = {each: self._name(each) for each in known}
-            exist = self._engine.tier.exists(list(self._names.values())) if known else []
-            found = [each for each, exists in zip(known, exist, strict=True) if exists]
+            self._names = {each: self._name(each) for each in wanted}
+            exist = self._engine.tier.exists(list(self._names.values()))
+            found = [each for each, exists in zip(wanted, exist, strict=True) if exists]
         except BaseException as error:
             self._fail("exists", error)
             found = []
@@ -138,10 +137,6 @@ class _FetchRun:
     def _fail(self, call: str, error: object) -> None:
         self.has_failed = True
         self._engine.fail(call, error, self._job.is_probe)
-
-    def _owes(self, wanted: Wanted) -> bool:
-        key, _, _, tenant = wanted.name
-        return self._engine.owes(self._job.weights, key, tenant)
 
     def _name(self, wanted: Wanted) -> EntryName:
         key, num_rows, row_width, tenant = wanted.name

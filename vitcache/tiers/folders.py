@@ -79,7 +79,7 @@ def check_root(path: str) -> None:
         If the path is not a folder.
     PermissionError
         If the folder has another owner than the effective user, or if its group or everybody may write it.
-        Whoever can write the folder decides about the rows that this process reads.
+        A user who can write the folder decides about the rows that this process reads.
     """
     state = os.stat(path)
     if not stat.S_ISDIR(state.st_mode):

@@ -21,7 +21,7 @@ def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCount
         counts.add("skipped_stores")  # the rows are of weights that are not named so any more
         books.retract(job)
         return
-    if engine.is_stopped or not engine.is_ready() or engine.owes(job.weights, job.key, job.tenant):
+    if engine.is_stopped or not engine.is_ready():
         counts.add("skipped_stores")
         books.retract(job)
         return

@@ -95,9 +95,9 @@ class TierEngine:
         return self._resolved[1]
 
     def erase(self, job: EraseJob | RevokeJob) -> None:
-        """Erase or revoke, and finish the job. If the tier fails, it owes the job, and tries it again later.
+        """Erase or revoke, and finish the job. If the tier fails, it owes the job: `is_ready` tries it again.
 
-        Until then the entries are neither fetched from the tier nor stored.
+        Until then nothing is fetched from the tier or stored.
         """
         try:
             if not self.is_ready():
@@ -123,13 +123,6 @@ class TierEngine:
         else:
             job.num_erased = self.tier.erase(tenant=job.tenant, key=job.key)
             self._counts.add("erased", job.num_erased)
-
-    def owes(self, weights: Weights, key: bytes, tenant: bytes) -> bool:
-        """Whether an entry may be in the tier although it was erased or revoked."""
-        return any(
-            job.matches(key, tenant) if isinstance(job, EraseJob) else job.weights.digest == weights.digest
-            for job in self._owed
-        )
 
     def hold(self, release: Callable[[], object], num_bytes: int) -> None:
         """Keep memory that the engine may still use, until `recycle` has closed the engine."""

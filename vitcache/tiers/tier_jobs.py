@@ -139,10 +139,6 @@ class EraseJob(Completion):
         self.num_erased = 0
         self.error: BaseException | None = None
 
-    def matches(self, key: bytes, tenant: bytes) -> bool:
-        """Whether an entry is one of those that leave."""
-        return self.key in (None, key) and self.tenant in (None, tenant)
-
 
 class RevokeJob(Completion):
     """The weights whose earlier entries no process may find any more. `error` as in `EraseJob`."""

@@ -6,12 +6,12 @@ callable and the arguments by name. The arguments are all that the callable take
 
 from __future__ import annotations
 
-from public_calls import adapters, cache, keys, pipeline, placement, ring
+from public_calls import adapters, cache, keys, pipeline, placement, ring, tiers
 from public_calls.call import Call, Valid
 
 CALLS: dict[str, Valid] = {
     name: valid
-    for module in (placement, keys, cache, ring, pipeline, adapters)
+    for module in (placement, keys, cache, ring, tiers, pipeline, adapters)
     for name, valid in module.CALLS.items()
 }
 

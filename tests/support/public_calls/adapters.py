@@ -48,6 +48,7 @@ def attach_model(stack: ExitStack) -> Call:
         "shadow_every": 0,
         "fingerprint_calls": 0,
         "placement": "auto",
+        "tiers": [],
     }
 
 
@@ -55,7 +56,8 @@ def pipeline_of_model(stack: ExitStack) -> Call:
     def make(**given: Any) -> None:
         vision_pipeline(**given).close()
 
-    return make, {"model": model(), "cache": None, "namespace": b"", "device_bytes": 1 << 16}
+    sizes = {"device_bytes": 1 << 16, "host_bytes": 1 << 16}
+    return make, {"model": model(), "cache": None, "namespace": b"", **sizes, "tiers": []}
 
 
 def images(stack: ExitStack) -> Call:

@@ -44,6 +44,7 @@ def construct(stack: ExitStack) -> Call:
         "shadow": None,
         "move_features": True,
         "keep_bytes": 1024,
+        "tenant": "a",
     }
 
 
@@ -75,6 +76,10 @@ def prefetch(stack: ExitStack) -> Call:
     return lambda **given: made.prefetch(**given).wait(60), {"chunks": [chunk()], "encode": True}
 
 
+def fetch(stack: ExitStack) -> Call:
+    return pipeline(stack).fetch, {"chunks": [chunk()]}
+
+
 def cancel(stack: ExitStack) -> Call:
     made = pipeline(stack)
     return made.cancel, {"handle": made.prefetch([chunk()])}
@@ -95,6 +100,7 @@ def make_item(stack: ExitStack) -> Call:
         "complete_key": False,
         "rows": None,
         "row_width": HIDDEN,
+        "tenant": "a",
         "context": None,
         "move_feature": True,
     }
@@ -109,6 +115,7 @@ CALLS: dict[str, Valid] = {
     "VisionPipeline.embed": embed,
     "VisionPipeline.place": place,
     "VisionPipeline.prefetch": prefetch,
+    "VisionPipeline.fetch": fetch,
     "VisionPipeline.cancel": cancel,
     "VisionPipeline.key": lambda stack: (pipeline(stack).key, {"item": item()}),
     "Prefetch.wait": wait_for_prefetch,

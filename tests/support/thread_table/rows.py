@@ -186,6 +186,11 @@ def prefetch(scene: Scene) -> Use:
     return use
 
 
+@row("`VisionPipeline.fetch`", "none")
+def fetch(scene: Scene) -> Use:
+    return lambda: scene.pipeline.fetch([Chunk([scene.new_item()], 0, 4)])
+
+
 @row("`attach`: calls of the model", CURRENT, needs=("transformers",))
 def attached(scene: Scene) -> Use:
     scenes: Any = import_module("attached")

@@ -73,17 +73,18 @@ class ModelNamespace:
             self._is_first = False
             return changes
 
-    def has_adapters_of(self, namespace: bytes) -> bool:
-        """Whether the adapters that are active now are those of an earlier look with this namespace.
+    def is_in_state_of(self, namespace: bytes) -> bool:
+        """Whether weights and active adapters are now those of an earlier look with this namespace.
 
-        False if they are unknown, because the weights changed since. Call it before rows are inserted:
-        another thread may have switched the adapters while they were encoded.
+        False if they are unknown, because a change was noticed since. Call it before rows are inserted:
+        another thread may have written weights, or switched the adapters, while they were encoded. Such rows
+        must not leave the process under this namespace.
         """
         with self._lock:
             for weights, known in self._states:
                 if known == namespace:
                     now = self.weights if self.weights.is_current() else self._fingerprint()
-                    return now.adapters == weights.adapters
+                    return now.adapters == weights.adapters and now.change_since(weights) is None
             return False
 
     def renew(self) -> None:

@@ -67,6 +67,10 @@ class CallParts(NamedTuple):
         """Return the `ItemCall` of an item, given its number."""
         return ItemCall(self.arguments(item), self.slices)
 
+    def identity(self, item: int) -> Any:
+        """Return the element of `identities` of an item, given its number; None if there are none."""
+        return None if self.identities is None else self.identities[item]
+
     def elements(self, lengths: list[int]) -> list[int]:
         """Return the number of rows of each tensor of the stock output, given the rows of each item.
 
