@@ -104,6 +104,8 @@ CALLS: dict[str, Valid] = {
     "EmbeddingCache.promote": promote,
     "EmbeddingCache.copy_to_host": method("copy_to_host", key=KEYS[0]),
     "EmbeddingCache.demote": method("demote", key=KEYS[0]),
+    "EmbeddingCache.evict": method("evict", key=KEYS[0]),
+    "EmbeddingCache.offer": method("offer", key=KEYS[0]),
     "EmbeddingCache.claim": method("claim", key=KEYS[1]),
     "Reservation.write": write,
     "Claim.put": claim_method("put", rows=ROWS, encode_ms=1.0, tier="device", tenant="one"),
