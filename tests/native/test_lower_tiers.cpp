@@ -229,10 +229,10 @@ void peek_on_the_host_pins_a_host_entry_or_a_host_copy() {
   CHECK(put_of(*ledger, 0, Key{}) && put_of(*ledger, 1, Key{}, WriteTo::kHost));
   CHECK(ledger->peek(key_of(0), 1, kWidth, true) == nullptr);
   const EntryPtr entry = ledger->peek(key_of(1), 1, kWidth, true);
-  CHECK(entry != nullptr && entry->tier.get() == ledger->host());
+  CHECK(entry != nullptr && entry->tier == ledger->host());
   CHECK(put_of(*ledger, 2, Key{}, WriteTo::kBoth));
   const EntryPtr copy = ledger->peek(key_of(2), 1, kWidth, true);
-  CHECK(copy != nullptr && copy->tier.get() == ledger->host());
+  CHECK(copy != nullptr && copy->tier == ledger->host());
   CHECK(ledger->device().leased_pages == 0 && ledger->peek(key_of(2), 2, kWidth, true) == nullptr);
   CHECK(ledger->discard_from_host(key_of(2)) && ledger->peek(key_of(2), 1, kWidth, true) == nullptr);
   ledger->unpin(*entry);

@@ -68,8 +68,9 @@ _ACCEPTED: tuple[tuple[set[str], str], ...] = (
     ({"[]"}, "attach.tiers vision_pipeline.tiers"),
     (
         FLAG,
-        "checksum complete_key complete_keys contiguous encode evict from_device encode_ahead move_feature move_features",
+        "checksum complete_key complete_keys contiguous encode encode_ahead move_feature move_features",
     ),
+    (FLAG, "evict from_device"),
     (FLAG, "narrow table warm_up.scale warm_up.text_scale warm_up.store"),
     (FLAG, "direct"),
     ({"str", "Text"}, "path"),
