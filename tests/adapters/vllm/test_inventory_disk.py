@@ -218,7 +218,7 @@ def test_fetch_is_cancelled_when_its_last_request_ends() -> None:
     assert not fetch.is_cancelled
     scene.inventory.finish(second)
     assert fetch.is_cancelled
-    assert scene.admit("a")[1]  # nobody waits for a fetch that was cancelled
+    assert scene.admit("a")[1]  # no request waits for a fetch that was cancelled
     scene.disk.end_all()
     scene.skip_pass()
     scene.admit("b")
@@ -229,7 +229,7 @@ def test_fetched_entry_that_no_request_needs_is_the_first_that_the_host_tier_dro
     scene = Scene(device_pages=1, host_pages=1, stored="a")
     request, _ = scene.admit("a")
     scene.disk.end_all()
-    scene.inventory.finish(request)  # its client has gone
+    scene.inventory.finish(request)  # its client has left
     scene.serve("b")
     orders = scene.serve("c")[1]
     assert list(orders.drops) == [key("a")]
