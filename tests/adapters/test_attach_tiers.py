@@ -171,6 +171,37 @@ def test_attach_refuses_tiers_beside_a_cache_and_weights_that_it_cannot_name() -
         attach(model, tiers=[tier])
 
 
+def double(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+    return output * 2
+
+
+FIRST_CHANGES: dict[str, Callable[[Any], object]] = {
+    "a hook is registered": lambda block: block.register_forward_hook(double),
+    "a new setting": lambda block: setattr(block, "factor", 2.0),
+    "the hook is removed": lambda block: block._forward_hooks.clear(),
+}
+
+
+@pytest.mark.parametrize("change", FIRST_CHANGES.values(), ids=FIRST_CHANGES)
+def test_rows_of_a_model_that_changes_before_the_first_call_have_another_name(change: Any) -> None:
+    def start() -> Any:
+        model = FAMILY.model()
+        if change is FIRST_CHANGES["the hook is removed"]:
+            model.model.visual.blocks[0].register_forward_hook(double)
+        return model
+
+    tier, first = MemoryTier(1 << 20), start()
+    with open_cache(first, tier) as cache, attach(first, cache) as attachment:
+        change(first.model.visual.blocks[0])
+        assert run(first, attachment, FAMILY.prompt(first, 0, 1))[1] == 2
+        assert cache.flush(SECONDS)
+    stock = one_at_a_time(FAMILY, start())
+    expected = [logits(stock, FAMILY.prompt(stock, *range(turn))) for turn in (1, 2, 3)]
+    results, encodes = serve(FAMILY, tier, start())
+    assert encodes == [1, 1, 1]
+    assert all(map(torch.equal, results, expected))
+
+
 def test_rows_of_changed_weights_are_stored_under_no_name_of_the_earlier_ones() -> None:
     tier, model = MemoryTier(1 << 20), FAMILY.model()
     prompt = FAMILY.prompt(model, 0, 1)

@@ -77,7 +77,7 @@ class Session:
         self._ring = ring
         self._movers: dict[torch.device, FeatureMover] = {}
         self._lock = new_lock()
-        self.state = ModelNamespace(model, tower_name, namespace)
+        self.state = ModelNamespace(model, tower_name, namespace, outlives=cache.has_lower_tiers)
         self._warned = False
         self.disabled = DisabledCalls("an attached model")
         self._counts: dict[str, Any] = asdict(AttachStats())

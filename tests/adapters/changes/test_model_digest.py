@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from quantised_tensor import QuantisedTensor
@@ -80,6 +82,59 @@ def hook(model: Model, factor: float) -> None:
     model.tower.register_forward_hook(partial(add_factor, factor))
 
 
+FACTOR = 1.0
+
+
+def add_global(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output * FACTOR
+
+
+def hook_with_a_global(model: Model, factor: float) -> None:
+    globals()["FACTOR"] = factor
+    model.tower.register_forward_hook(add_global)
+
+
+def wrapped(model: Model, factor: float) -> None:
+    """A method with the names of one of torch, whose code is not read."""
+
+    @functools.wraps(nn.functional.relu)
+    def forward(values: Tensor) -> Tensor:
+        return values * factor
+
+    model.tower.forward = forward
+
+
+def patch(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace a method of a class of torch."""
+    stock = nn.Linear.forward
+
+    def forward(self: nn.Linear, values: Tensor) -> Tensor:
+        return stock(self, values) * factor
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+
+
+def set_beside(make: Callable[[float], Any], factor: float) -> Callable[[Model], None]:
+    return lambda model: setattr(model.tower, "beside", make(factor))
+
+
+def linear(factor: float) -> nn.Module:
+    module = nn.Linear(1, 1)
+    nn.init.constant_(module.weight, factor)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+# Attributes of a module that are neither weights nor settings.
+BESIDE: dict[str, Callable[[float], Any]] = {
+    "tensor": torch.tensor,
+    "dict with a tensor, as of HQQ": lambda factor: {"scale": torch.tensor(factor), "axis": 1},
+    "array": lambda factor: np.array([factor, 1]),
+    "long list": lambda factor: [factor] * 2000,
+    "object": lambda factor: SimpleNamespace(factor=factor),
+    "module in a list": lambda factor: [linear(factor)],
+}
+
 CHANGES: dict[str, Callable[[Model], Any]] = {
     "nothing": lambda model: None,
     "one bit": flip_one_bit,
@@ -94,6 +149,12 @@ CHANGES: dict[str, Callable[[Model], Any]] = {
     "another hook": partial(hook, factor=3.0),
     "method": lambda model: setattr(model.tower, "forward", lambda values: values + 1),
     "another method": lambda model: setattr(model.tower, "forward", lambda values: values + 2),
+    "hook with a global": partial(hook_with_a_global, factor=2.0),
+    "another hook with a global": partial(hook_with_a_global, factor=3.0),
+    "wrapped method": partial(wrapped, factor=2.0),
+    "another wrapped method": partial(wrapped, factor=3.0),
+    **{name: set_beside(make, 1.0) for name, make in BESIDE.items()},
+    **{f"another {name}": set_beside(make, 2.0) for name, make in BESIDE.items()},
     "scales beside": partial(quantise, scale=1.0),
     "other scales beside": partial(quantise, scale=2.0),
     "scales inside": partial(wrap, factor=1.0),
@@ -205,3 +266,44 @@ def test_model_digest_is_random_if_a_hook_has_no_name(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         assert model_digest(model) != model_digest(model)
     assert "tower._forward_hooks.0 of Model has no name in other processes" in caplog.text
+
+
+def test_model_digest_has_the_code_of_replaced_methods_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = [model_digest(Model())]
+    for factor in (2.0, 3.0, 3.0):
+        with monkeypatch.context() as patches:
+            patch(factor, patches)
+            digests.append(model_digest(Model()))
+    assert len(set(digests)) == 3
+    assert digests[2] == digests[3]
+
+
+class Scale(nn.Module):
+    """A hook with weights that are not of the model."""
+
+    def forward(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output
+
+
+@pytest.mark.parametrize("is_closure", [False, True])
+def test_model_digest_is_random_if_a_hook_has_weights_of_its_own(is_closure: bool) -> None:
+    def make() -> Model:
+        model, scale = Model(), Scale()
+        model.tower.register_forward_hook((lambda *given: scale(*given)) if is_closure else scale)
+        return model
+
+    assert model_digest(make()) != model_digest(make())
+
+
+def test_model_digest_of_a_method_that_calls_itself_is_stable() -> None:
+    def make() -> Model:
+        model = Model()
+
+        def forward(self: nn.Module, values: Any) -> Any:
+            return values if self is None else bound(values)
+
+        bound = MethodType(forward, model.tower)
+        model.tower.forward = bound
+        return model
+
+    assert model_digest(make()) == model_digest(make())

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import FunctionType
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 
-from vitcache.adapters.changes.code_text import code_text
+from vitcache.adapters.changes.altering_hooks import altering_hooks
+from vitcache.adapters.changes.code_text import LIBRARIES, CodeTexts, package_of
 from vitcache.adapters.changes.outer_modules import outer_modules
-from vitcache.adapters.changes.settings import HOOK_TABLES, describe, is_hook
+from vitcache.adapters.changes.settings import (
+    OF_THE_PROCESS,
+    describe,
+    is_config,
+    is_hook,
+    is_method,
+    own_values,
+)
 from vitcache.adapters.changes.watched_parts import WatchedParts
 from vitcache.adapters.changes.weight_parts import inner_tensors
 from vitcache.adapters.disabling import logger
@@ -24,17 +32,10 @@ from vitcache.keys.framing import Frames, version_node
 from vitcache.keys.readback import pieces, read_back
 from vitcache.rows import check_extent
 
-# Settings that tell where a model was loaded from, and notes of transformers about its own work.
-_OF_THE_PROCESS = {
-    "_name_or_path",
-    "name_or_path",
-    "_commit_hash",
-    "_is_hf_initialized",
-    "_output_capturing_hooks_installed",
-}
 _PACKAGES = ("torch", "transformers")
 _MOST_THREADS = 4
-_MOST_LEVELS = 3  # of the objects with tensors beside a quantised weight
+_MOST_LEVELS = 3  # of the objects with tensors beside a quantised weight, or in attributes of a module
+_HOOK = "_hf_hook"  # of accelerate, which moves weights
 _BLOCK_BYTES = 8 << 20
 _HINT = "give a namespace that names the weights, such as their revision"
 
@@ -53,11 +54,12 @@ def model_digest(model: nn.Module) -> bytes:
     It is equal for equal models in every process, on every device, and whatever the order in which they were
     loaded. It contains the names, dtypes, shapes and bytes of the weights outside of the language model, also
     those of quantised weights and of adapters; the values of configs and other settings, without the name of
-    the model's folder and without the choice of adapters, which keys contain; the code of hooks and of
-    replaced methods; and the versions of torch and transformers.
+    the model's folder and without the choice of adapters, which keys contain; tensors and arrays in other
+    attributes of its modules; the code of hooks and of replaced methods; and the versions of torch and
+    transformers.
     The bytes are hashed on up to 4 threads. Bytes on a GPU are copied to the host in blocks of 8 MiB.
 
-    If a hook or method has no text (`code_text`), the digest is random, and a warning names it.
+    If a hook or method has no text (`CodeTexts`), the digest is random, and a warning names it.
 
     Parameters
     ----------
@@ -78,12 +80,15 @@ def model_digest(model: nn.Module) -> bytes:
     texts = {
         name: text
         for name, text in watched.settings.items()
-        if name.rpartition(".")[2] not in _OF_THE_PROCESS and not is_hook(name)
+        if name.rpartition(".")[2] not in OF_THE_PROCESS and not is_hook(name)
     }
     codes = _codes(model, watched.methods)
     parts: list[_Part] = []
     for name in sorted(watched.weights):
         parts += _parts_of(name, watched.weights[name])
+    for path, module in outer_modules(model).items():
+        if module is not model:  # its forward sets some
+            parts += _Beside(model, path).parts(module)
     num_threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     with torch.no_grad():
         contents = digests_of((_blocks(part) for part in parts), num_threads)
@@ -102,16 +107,17 @@ def model_digest(model: nn.Module) -> bytes:
 def _codes(model: nn.Module, methods: dict[str, Any]) -> dict[str, str]:
     """Return the texts of replaced methods, and of hooks other than those of transformers."""
     found: list[tuple[str, Any]] = list(methods.items())
-    tables: list[tuple[str, Any]] = [(f"_global{name}", module_hooks) for name in HOOK_TABLES]
-    for path, module in outer_modules(model).items():
+    modules = outer_modules(model)
+    for path, module in modules.items():
         if module is not model:  # features do not run its hooks
-            tables += [(f"{path}.{name}", module) for name in HOOK_TABLES]
-    for name, owner in tables:
-        hooks = list((vars(owner).get(name.rpartition(".")[2]) or {}).values())
-        found += [(f"{name}.{number}", hook) for number, hook in enumerate(filter(_can_alter, hooks))]
+            found += _movers(path, module)
+    for name, hooks in altering_hooks(model).items():
+        found += [(f"{name}.{number}", hook) for number, hook in enumerate(hooks)]
+    found += _patched({type(module) for module in modules.values()})
     texts = {}
+    code_texts = CodeTexts(model.modules())
     for name, function in found:
-        text = code_text(function)
+        text = code_texts.text(function)
         if isinstance(function, torch.ScriptObject):
             _refuse(name, "is packed by a library")
         if text is None:
@@ -126,9 +132,27 @@ def _codes(model: nn.Module, methods: dict[str, Any]) -> dict[str, str]:
     return texts
 
 
-def _can_alter(hook: Any) -> bool:
-    """Whether a hook can alter values. Those of transformers keep outputs, or are of training."""
-    return not str(getattr(hook, "__module__", "")).startswith("transformers.")
+def _movers(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the hooks of accelerate's kind that are not its own: these may alter values."""
+    hook = vars(module).get(_HOOK)
+    for number, each in enumerate(getattr(hook, "hooks", () if hook is None else (hook,))):
+        if not type(each).__module__.startswith("accelerate."):
+            yield f"{path}.{_HOOK}.{number}", each
+
+
+def _patched(kinds: set[type]) -> Iterator[tuple[str, Any]]:
+    """Yield the methods that another package has put into classes of the libraries."""
+    of_libraries = {base for kind in kinds for base in kind.__mro__ if _package(base.__module__) in LIBRARIES}
+    for kind in of_libraries:
+        for name, function in vars(kind).items():
+            if isinstance(function, FunctionType):
+                package = package_of(function)
+                if package not in LIBRARIES and package not in sys.stdlib_module_names:
+                    yield f"{kind.__module__}.{kind.__qualname__}.{name}", function
+
+
+def _package(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _parts_of(name: str, tensor: Tensor) -> Iterator[_Part]:
@@ -166,18 +190,51 @@ def _quantized(name: str, tensor: Tensor) -> Iterator[_Part]:
         yield _Part(f"{name}.zero_points", "", tensor.q_per_channel_zero_points())
 
 
-def _beside(name: str, values: dict[str, Any], levels: int) -> Iterator[_Part]:
+class _Beside:
+    """The values in attributes of a module that are neither its weights nor settings."""
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        self._path = path
+        self._known = frozenset(map(id, model.modules()))
+
+    def parts(self, module: nn.Module) -> Iterator[_Part]:
+        """Yield the parts."""
+        for name, value in sorted(own_values(vars(module))):
+            if name in OF_THE_PROCESS or name == _HOOK or is_config(value) or is_method(value):
+                continue
+            if describe(value, []) is None:
+                yield from _value_parts(f"{self._path}.{name}", value, _MOST_LEVELS, self._known)
+
+
+def _beside(
+    name: str, values: Mapping[Any, Any], levels: int, known: frozenset[int] = frozenset()
+) -> Iterator[_Part]:
     """Yield the values that a library keeps as attributes of a weight, such as scales of bitsandbytes."""
-    for key in sorted(values):
-        value, path = values[key], f"{name}.{key}"
-        if key in _OF_THE_PROCESS or value is None:
-            continue
-        if isinstance(value, Tensor):
-            yield from _parts_of(path, value)
-        elif (text := describe(value, [])) is not None:
-            yield _Part(path, text, _no_bytes())
-        elif levels and isinstance(getattr(value, "__dict__", None), dict) and not callable(value):
-            yield from _beside(path, vars(value), levels - 1)
+    for key in sorted(values, key=str):
+        if key not in OF_THE_PROCESS and values[key] is not None:
+            yield from _value_parts(f"{name}.{key}", values[key], levels, known)
+
+
+def _value_parts(path: str, value: Any, levels: int, known: frozenset[int]) -> Iterator[_Part]:
+    if isinstance(value, Tensor):
+        yield from _parts_of(path, value)
+    elif isinstance(value, nn.Module):
+        if id(value) not in known:  # in a plain list
+            yield _Part(path, f"{type(value).__module__}.{type(value).__qualname__}", _no_bytes())
+            for name, tensor in sorted([*value.named_parameters(), *value.named_buffers()]):
+                yield from _parts_of(f"{path}.{name}", tensor)
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        values = torch.frombuffer(bytearray(value.tobytes() + bytes(1)), dtype=torch.uint8)
+        yield _Part(path, f"{value.dtype} {value.shape}", values)
+    elif (text := describe(value, [])) is not None:
+        yield _Part(path, text, _no_bytes())
+    elif levels and isinstance(value, dict):
+        yield from _beside(path, value, levels - 1, known)
+    elif levels and isinstance(value, list | tuple):
+        for number, element in enumerate(value):
+            yield from _value_parts(f"{path}.{number}", element, levels - 1, known)
+    elif levels and isinstance(getattr(value, "__dict__", None), dict) and not callable(value):
+        yield from _beside(path, vars(value), levels - 1, known)
 
 
 def _blocks(part: _Part) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from vitcache.adapters.changes.altering_hooks import altering_hooks
 from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
 from vitcache.adapters.changes.settings import is_hook
 from vitcache.adapters.changes.weights_names import WeightsNames
@@ -32,6 +33,10 @@ class ModelNamespace:
         Name of the child that is its vision tower.
     namespace
         The namespace of the model as it is now, without adapters.
+    outlives
+        Whether rows outlive the process. Then hooks and settings that are new at the first look have a name
+        of their own, too, unless transformers has made them: a later process may have `namespace` without
+        them.
 
     Attributes
     ----------
@@ -44,7 +49,9 @@ class ModelNamespace:
         The state at the last look.
     """
 
-    def __init__(self, model: nn.Module, tower_name: str, namespace: Namespace) -> None:
+    def __init__(
+        self, model: nn.Module, tower_name: str, namespace: Namespace, *, outlives: bool = False
+    ) -> None:
         self._model = model
         self._tower_name = tower_name
         self.bytes: ByteFingerprint | None = None
@@ -55,6 +62,7 @@ class ModelNamespace:
         self._ignored = frozenset(f"config.{name}" for name in option_names(model))
         self._written: frozenset[str] = frozenset()
         self._is_first = True
+        self._hooks = altering_hooks(model) if outlives else None  # at the start
         self.weights = self._fingerprint()
         self._names = WeightsNames(namespace, self.weights)
         self.value = self._names.digest(self.weights)
@@ -130,12 +138,19 @@ class ModelNamespace:
             self._renew(weights)
             return [change]
         if is_first:
-            self._names.start_with(weights)
+            self._start_with(weights)
         earlier, namespace = self.value, self._names.digest(weights)
         changes = [] if namespace == earlier else weights.setting_changes_since(before)
         most = min(_MOST_STATES, max(4, _MOST_WEIGHTS // max(1, weights.num_weights)))
         self._enter(weights, namespace, [*self._states[1 - most :], (weights, namespace)])
         return changes
+
+    def _start_with(self, weights: WeightsFingerprint) -> None:
+        hooks, self._hooks = self._hooks, None
+        if hooks is None:
+            self._names.start_with(weights)
+        elif hooks == altering_hooks(self._model):
+            self._names.start_with(weights, only_notes=True)
 
     def _fingerprint(self) -> WeightsFingerprint:
         tower = self._model._modules[self._tower_name]

@@ -22,6 +22,14 @@ HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks")
 # Checkpoints of activations are made in training mode only. A trainer switches them before each rollout.
 _OF_TRAINING = {"gradient_checkpointing", "_gradient_checkpointing_func"}
 _OF_EACH_MODULE = frozenset(vars(nn.Module())) - {"training"} | _OF_TRAINING
+# Settings that tell where a model was loaded from, and notes of transformers about its own work.
+OF_THE_PROCESS = {
+    "_name_or_path",
+    "name_or_path",
+    "_commit_hash",
+    "_is_hf_initialized",
+    "_output_capturing_hooks_installed",
+}
 # The hook of `enable_input_require_grads` of transformers. It alters no value.
 _HOOK_OF_TRAINING = "make_inputs_require_grads"
 _MOST_ELEMENTS = 1000  # of a setting, so that a table of words does not cost each call a millisecond

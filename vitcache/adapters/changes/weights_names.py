@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from vitcache.adapters.changes.settings import is_hook
+from vitcache.adapters.changes.settings import OF_THE_PROCESS, is_hook
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.keys.namespace import Namespace
 
@@ -49,11 +49,16 @@ class WeightsNames:
         self._nonce, self._base = os.urandom(16).hex(), weights.settings
         self._same.clear()
 
-    def start_with(self, weights: WeightsFingerprint) -> None:
-        """Take the hooks and new settings of `weights` as those at the start: the first forward sets some."""
+    def start_with(self, weights: WeightsFingerprint, *, only_notes: bool = False) -> None:
+        """Take the hooks and new settings of `weights` as those at the start: the first forward sets some.
+
+        `only_notes`: of the new settings, only the notes of transformers about its own work.
+        """
+        base = self._base
         self._base = {
-            name: text if is_hook(name) else self._base.get(name, text)
+            name: text if is_hook(name) else base.get(name, text)
             for name, text in weights.settings.items()
+            if not only_notes or is_hook(name) or name in base or name.rpartition(".")[2] in OF_THE_PROCESS
         }
 
     def accept(self, before: WeightsFingerprint, after: WeightsFingerprint) -> None:
