@@ -210,11 +210,12 @@ def attach(
 
     If `namespace` is None, `attach` then reads the bytes of all weights outside of the language model, and
     the namespace is their BLAKE3 digest, with those of quantised weights and loaded adapters, the settings,
-    the code of hooks and replaced methods, and the versions of torch and transformers. It does not depend on
-    the folder, the device or the process. It does not contain code of a model outside of transformers: give a
-    namespace if that changes. Hooks whose state has no text make it random, and a warning names them. Weights
-    that are offloaded or sharded cannot be named so: ValueError, give a namespace. Of the default cache, the
-    namespace is also the `weights_name`.
+    the code of hooks and replaced methods, the kind of device, and the versions of torch and transformers. It
+    does not depend on the folder or the process. It does not contain code of a model outside of transformers,
+    nor replaced functions of its modules: give a namespace if these change. Hooks whose state has no text
+    make it random, and a warning names them. Weights that are offloaded or sharded cannot be named so:
+    ValueError, give a namespace. Of the default cache, the namespace is also the `weights_name`. A hook or a
+    setting that is new at the first call gives rows another name: set both before `attach`.
 
     After a noticed change of the weights, rows are stored under a random name, which no later process looks
     up. After `invalidate`, and a change that `fingerprint_calls` finds, the default cache also revokes the

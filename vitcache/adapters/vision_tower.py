@@ -154,9 +154,9 @@ def namespace_for(
     """Return the namespace of the tower's rows: model, config, revision, attention, dtype and `shared`.
 
     The config does not identify the weights. If `shared` is None, the namespace is random, and no entries
-    are shared. If `has_tiers` is true, too, entries outlive the process: then `model_digest` takes the place
-    of the config and the revision. A str, bytes and a `Namespace` give different namespaces, except a
-    `Namespace` and its digest.
+    are shared. If `has_tiers` is true, too, entries outlive the process: then `model_digest` and the kind of
+    the device take the place of the config and the revision. A str, bytes and a `Namespace` give different
+    namespaces, except a `Namespace` and its digest.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def namespace_for(
     attention = getattr(getattr(tower, "config", None), "_attn_implementation", None)
     dtype = str(weights_dtype(tower))
     if shared is None and has_tiers:
-        content = f"content {model_digest(model).hex()} {attention}"
+        content = f"content {model_digest(model).hex()} {attention} {_device_kind(_device(model, tower))}"
         return Namespace(type(model).__qualname__, revision=content, dtype=dtype)
     tenant = processor = ""
     if shared is None:
@@ -198,6 +198,11 @@ def _dtypes(owner: nn.Module) -> Iterator[torch.dtype]:
     for weight in owner.parameters():
         if id(weight) not in own:
             yield weight.dtype
+
+
+def _device_kind(device: torch.device) -> str:
+    """Return a text of the kind of a device: the last bits of rows differ between kinds."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _device(model: nn.Module, tower: nn.Module) -> torch.device:

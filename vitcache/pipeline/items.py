@@ -75,7 +75,7 @@ class Item:
     Notes
     -----
     An item refers to its feature and does not copy it. The pipeline stores the computed key in the item, so
-    that later chunks do not hash the feature again. If the content changes, make a new item.
+    that later chunks do not hash the feature again. If the content or the tenant changes, make a new item.
 
     Examples
     --------

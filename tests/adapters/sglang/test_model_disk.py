@@ -28,7 +28,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> None:
 def name_of(options: Options = DISK) -> str | None:
     """The operator's part of the name."""
     name = weights_name(options)
-    return None if name is None else name.rsplit(", ", 2)[0]
+    return None if name is None else name.rsplit(", ", 5)[0]
 
 
 def test_name_of_the_options_precedes_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +76,16 @@ def test_engines_of_another_number_of_ranks_have_another_name(monkeypatch: pytes
     monkeypatch.setattr(model_disk, "num_encoder_ranks", lambda: 8)
     names.add(weights_name(NAMED))
     assert len(names) == 4
+
+
+@pytest.mark.parametrize("package", ["sglang", "transformers", "torch"])
+def test_engines_of_another_version_have_another_name(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """An encoder that a new version corrects has other rows."""
+    before = weights_name(NAMED)
+    monkeypatch.setattr(model_disk, "installed_version", lambda name: "9" if name == package else "8")
+    changed = weights_name(NAMED)
+    monkeypatch.setattr(model_disk, "installed_version", lambda name: "8")
+    assert len({before, changed, weights_name(NAMED)}) == 3
 
 
 def test_changed_weights_have_no_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import FunctionType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,38 +14,22 @@ from torch import Tensor, nn
 
 from vitcache.adapters.changes.altering_hooks import altering_hooks
 from vitcache.adapters.changes.code_text import LIBRARIES, CodeTexts, package_of
+from vitcache.adapters.changes.digest_parts import HINT, HOOK, Part, parts_beside, refuse, weight_parts
 from vitcache.adapters.changes.outer_modules import outer_modules
 from vitcache.adapters.changes.settings import (
     OF_THE_PROCESS,
-    describe,
-    is_config,
     is_hook,
-    is_method,
-    own_values,
 )
 from vitcache.adapters.changes.watched_parts import WatchedParts
-from vitcache.adapters.changes.weight_parts import inner_tensors
 from vitcache.adapters.disabling import logger
 from vitcache.adapters.fingerprint import package_version
 from vitcache.keys.digests import digests_of
 from vitcache.keys.framing import Frames, version_node
 from vitcache.keys.readback import pieces, read_back
-from vitcache.rows import check_extent
 
 _PACKAGES = ("torch", "transformers")
 _MOST_THREADS = 4
-_MOST_LEVELS = 3  # of the objects with tensors beside a quantised weight, or in attributes of a module
-_HOOK = "_hf_hook"  # of accelerate, which moves weights
 _BLOCK_BYTES = 8 << 20
-_HINT = "give a namespace that names the weights, such as their revision"
-
-
-class _Part(NamedTuple):
-    """A tensor whose bytes are hashed. `text` has its dtype, and more if it belongs to a quantised weight."""
-
-    name: str
-    text: str
-    tensor: Tensor
 
 
 def model_digest(model: nn.Module) -> bytes:
@@ -83,12 +67,13 @@ def model_digest(model: nn.Module) -> bytes:
         if name.rpartition(".")[2] not in OF_THE_PROCESS and not is_hook(name)
     }
     codes = _codes(model, watched.methods)
-    parts: list[_Part] = []
+    parts: list[Part] = []
     for name in sorted(watched.weights):
-        parts += _parts_of(name, watched.weights[name])
+        parts += weight_parts(name, watched.weights[name])
+    known = frozenset(map(id, model.modules()))
     for path, module in outer_modules(model).items():
         if module is not model:  # its forward sets some
-            parts += _Beside(model, path).parts(module)
+            parts += parts_beside(module, path, known)
     num_threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     with torch.no_grad():
         contents = digests_of((_blocks(part) for part in parts), num_threads)
@@ -119,13 +104,13 @@ def _codes(model: nn.Module, methods: dict[str, Any]) -> dict[str, str]:
     for name, function in found:
         text = code_texts.text(function)
         if isinstance(function, torch.ScriptObject):
-            _refuse(name, "is packed by a library")
+            refuse(name, "is packed by a library")
         if text is None:
             logger.warning(
                 "%s of %s has no name in other processes, so rows are not kept after this process; %s",
                 name,
                 type(model).__name__,
-                _HINT,
+                HINT,
             )
             text = os.urandom(16).hex()
         texts[name] = text
@@ -134,10 +119,10 @@ def _codes(model: nn.Module, methods: dict[str, Any]) -> dict[str, str]:
 
 def _movers(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the hooks of accelerate's kind that are not its own: these may alter values."""
-    hook = vars(module).get(_HOOK)
+    hook = vars(module).get(HOOK)
     for number, each in enumerate(getattr(hook, "hooks", () if hook is None else (hook,))):
         if not type(each).__module__.startswith("accelerate."):
-            yield f"{path}.{_HOOK}.{number}", each
+            yield f"{path}.{HOOK}.{number}", each
 
 
 def _patched(kinds: set[type]) -> Iterator[tuple[str, Any]]:
@@ -155,89 +140,7 @@ def _package(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _parts_of(name: str, tensor: Tensor) -> Iterator[_Part]:
-    """Yield the parts of a weight. The inner tensors of a subclass are weights of their own."""
-    kind = f"{type(tensor).__module__}.{type(tensor).__qualname__} {tensor.dtype}"
-    if hasattr(tensor, "placements") or hasattr(tensor, "ds_id"):
-        _refuse(name, "is sharded, and this process has a part of it")
-    if tensor.is_meta:
-        _refuse(name, "is offloaded, or has no bytes")
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        _refuse(name, f"has the layout {tensor.layout}")
-    if tensor.is_quantized:
-        yield from _quantized(name, tensor)
-    elif inner_tensors(tensor):
-        _, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-        yield _Part(name, f"{kind} {tuple(tensor.shape)} {context!r}", _no_bytes())
-    else:
-        try:
-            check_extent(name, tensor)
-        except ValueError:
-            _refuse(name, "has no memory now")
-        yield _Part(name, kind, tensor)
-        yield from _beside(name, vars(tensor), _MOST_LEVELS)
-
-
-def _quantized(name: str, tensor: Tensor) -> Iterator[_Part]:
-    """Yield the values, the scales and the zero points of a tensor of torch's quantised dtypes."""
-    text = f"{tensor.dtype} {tensor.qscheme()}"
-    yield _Part(name, text, tensor.int_repr())
-    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        scale = f"{tensor.q_scale()!r} {tensor.q_zero_point()}"
-        yield _Part(f"{name}.scale", scale, _no_bytes())
-    else:
-        yield _Part(f"{name}.scales", str(tensor.q_per_channel_axis()), tensor.q_per_channel_scales())
-        yield _Part(f"{name}.zero_points", "", tensor.q_per_channel_zero_points())
-
-
-class _Beside:
-    """The values in attributes of a module that are neither its weights nor settings."""
-
-    def __init__(self, model: nn.Module, path: str) -> None:
-        self._path = path
-        self._known = frozenset(map(id, model.modules()))
-
-    def parts(self, module: nn.Module) -> Iterator[_Part]:
-        """Yield the parts."""
-        for name, value in sorted(own_values(vars(module))):
-            if name in OF_THE_PROCESS or name == _HOOK or is_config(value) or is_method(value):
-                continue
-            if describe(value, []) is None:
-                yield from _value_parts(f"{self._path}.{name}", value, _MOST_LEVELS, self._known)
-
-
-def _beside(
-    name: str, values: Mapping[Any, Any], levels: int, known: frozenset[int] = frozenset()
-) -> Iterator[_Part]:
-    """Yield the values that a library keeps as attributes of a weight, such as scales of bitsandbytes."""
-    for key in sorted(values, key=str):
-        if key not in OF_THE_PROCESS and values[key] is not None:
-            yield from _value_parts(f"{name}.{key}", values[key], levels, known)
-
-
-def _value_parts(path: str, value: Any, levels: int, known: frozenset[int]) -> Iterator[_Part]:
-    if isinstance(value, Tensor):
-        yield from _parts_of(path, value)
-    elif isinstance(value, nn.Module):
-        if id(value) not in known:  # in a plain list
-            yield _Part(path, f"{type(value).__module__}.{type(value).__qualname__}", _no_bytes())
-            for name, tensor in sorted([*value.named_parameters(), *value.named_buffers()]):
-                yield from _parts_of(f"{path}.{name}", tensor)
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        values = torch.frombuffer(bytearray(value.tobytes() + bytes(1)), dtype=torch.uint8)
-        yield _Part(path, f"{value.dtype} {value.shape}", values)
-    elif (text := describe(value, [])) is not None:
-        yield _Part(path, text, _no_bytes())
-    elif levels and isinstance(value, dict):
-        yield from _beside(path, value, levels - 1, known)
-    elif levels and isinstance(value, list | tuple):
-        for number, element in enumerate(value):
-            yield from _value_parts(f"{path}.{number}", element, levels - 1, known)
-    elif levels and isinstance(getattr(value, "__dict__", None), dict) and not callable(value):
-        yield from _beside(path, vars(value), levels - 1, known)
-
-
-def _blocks(part: _Part) -> Iterator[np.ndarray]:
+def _blocks(part: Part) -> Iterator[np.ndarray]:
     """Yield the bytes of a tensor in C order, in blocks on the host."""
     values = part.tensor.detach().resolve_conj().resolve_neg()
     if values.is_contiguous():
@@ -253,11 +156,3 @@ def _flat_blocks(values: Tensor) -> Iterator[np.ndarray]:
     else:
         for piece in pieces(values, _BLOCK_BYTES):
             yield piece.cpu().numpy()
-
-
-def _no_bytes() -> Tensor:
-    return torch.empty(0, device="cpu", dtype=torch.uint8)
-
-
-def _refuse(name: str, reason: str) -> NoReturn:
-    raise ValueError(f"the weights cannot be named by their bytes, because {name} {reason}: {_HINT}")

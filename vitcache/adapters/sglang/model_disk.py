@@ -13,6 +13,9 @@ from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.options import VARIABLE, Options
 from vitcache.tiers.disk_tier import DiskTier
 from vitcache.tiers.protocol import Tier
+from vitcache.versions import installed_version
+
+_PACKAGES = ("sglang", "transformers", "torch")
 
 logger = logging.getLogger("vitcache.adapters.sglang")
 
@@ -39,12 +42,15 @@ def weights_name(options: Options) -> str | None:
     """Return the name of the weights for a new cache; None: a random one.
 
     Ranks that split an encoder add their parts, so the last bits of a row depend on their number: it is a
-    part of the name, as is the number of ranks that encode whole items (`--mm-enable-dp-encoder`).
+    part of the name, as is the number of ranks that encode whole items (`--mm-enable-dp-encoder`). The code
+    of an encoder is of SGLang, transformers and torch, so their versions are parts, too.
     """
     name = _known_name(options)
     if name is None or not LOADED.are_original:
         return None
-    return f"{name}, {parallel_value('tp_size', 1)} tensor parallel ranks, {num_encoder_ranks()} encoders"
+    versions = ", ".join(f"{package} {installed_version(package)}" for package in _PACKAGES)
+    ranks = f"{parallel_value('tp_size', 1)} tensor parallel ranks, {num_encoder_ranks()} encoders"
+    return f"{name}, {ranks}, {versions}"
 
 
 def log_name(options: Options) -> None:
