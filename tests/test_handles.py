@@ -50,7 +50,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 PUBLIC_MODULES = ("vitcache", "vitcache.adapters.transformers", "vitcache.metrics")
 ENDINGS = {"release", "close", "detach", "cancel", "commit", "synchronize", "reset", "update", "wait"}
 NAMES = (
-    *("Attachment", "CacheCollector", "ChunkedPrefill", "Claim", "Conversation", "DiskTier"),
+    *("Attachment", "CacheCollector", "ChunkedPrefill", "Claim", "Conversation", "DiskTier", "Fetch"),
     "EmbeddingCache",
     *("KeyAliases", "KeyThreads", "Lease", "PinnedRing", "PlacementTable", "Prefetch", "Reservation"),
     *("Shadow", "Ticket", "VisionPipeline"),
@@ -83,6 +83,7 @@ def handles() -> Iterator[dict[str, Any]]:
                 stack.enter_context(attach(model)),
                 *(KeyAliases(), PlacementTable(4, device="cpu"), Shadow(10, print), CacheCollector(cache)),
                 DiskTier("folder", "1MiB"),
+                cache.begin_fetch(KEYS[:1], 1),
             )
         }
 

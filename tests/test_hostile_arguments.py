@@ -48,9 +48,9 @@ NAMES = {
     "token_id": ("the prompt has",),
 }
 # Classes whose objects only calls of vitcache make, and records that check nothing.
-MADE_BY_CALLS = {"Attachment", "Claim", "Lease", "Prefetch", "Reservation", "Ticket"}
+MADE_BY_CALLS = {"Attachment", "Claim", "Fetch", "Lease", "Prefetch", "Reservation", "Ticket"}
 RECORDS = {"Alias", "AttachStats", "CacheStats", "CudaError", "EmbedResult", "ItemError", "KeyedFeature"}
-RECORDS |= {"PrefillResult", "RingStats", "TierHits"}
+RECORDS |= {"PrefillResult", "RingStats", "TierHits", "TierStats"}
 # Methods and an argument that docs/calls.md does not have: vitcache uses them.
 INTERNAL = {"PlacementTable.bind", "PlacementTable.bind_tokens", "PlacementTable.level_address"}
 INTERNAL |= {f"DiskTier.{name}" for name in ("exists", "fetch", "store", "claim", "erase", "generation")}

@@ -121,7 +121,7 @@ def test_rows_of_attach_have_the_tenant_of_its_namespace() -> None:
         assert cache.forget_tenant("b") == 2
 
 
-def test_attach_with_tiers_makes_a_cache_with_a_host_tier_and_the_name_of_the_weights() -> None:
+def test_attach_with_tiers_makes_a_host_tier_and_names_the_weights() -> None:
     tier, encodes = MemoryTier(1 << 20), []
     for _ in range(2):
         model = FAMILY.model()

@@ -249,7 +249,7 @@ class Spy:
     """A pipeline that records its calls."""
 
     def __init__(self, pipeline: VisionPipeline) -> None:
-        self.pipeline, self.key = pipeline, pipeline.key
+        self.pipeline, self.key, self.cache = pipeline, pipeline.key, pipeline.cache
         self.calls: list[tuple[str, int]] = []
         self.prefetched = 0  # first token of the chunk
 

@@ -1,4 +1,4 @@
-"""`begin_fetch`: what is in a tier enters the host tier; what is late is not waited for."""
+"""`begin_fetch`: entries of a tier enter the host tier; late ones are not waited for."""
 
 from __future__ import annotations
 
@@ -112,6 +112,40 @@ def test_late_tier_does_not_delay_what_the_other_tier_has() -> None:
         assert is_right(cache, 1)
 
 
+def test_entry_of_a_late_tier_is_asked_of_the_next_tier_by_a_later_call() -> None:
+    near, far = named("near"), named("far")
+    fill(near, 1)
+    fill(far, 1)
+    with tier_cache(near, far, fetch_timeout_s=0.02) as cache:
+        pause = near.pause("exists")
+        assert cache.fetch([key_of(1)], 2) == [False]
+        assert cache.begin_fetch([key_of(1)], 2).wait(LONG) == [True]
+        assert is_right(cache, 1)
+        cache.discard(key_of(1))
+        pause.release()
+        assert cache.flush(LONG)
+        assert key_of(1) not in cache  # the first fetch has ended, and was dropped, too
+        cache.check_integrity()
+
+
+def test_late_tier_delays_no_later_call() -> None:
+    tier, clock = PlantedTier(), Clock()
+    fill(tier, *range(32))
+    with tier_cache(tier, clock=clock) as cache:
+        pause = tier.pause("exists")
+        cache.begin_fetch([key_of(1)], 2)
+        clock.advance(LONG)
+        keys = [key_of(number) for number in range(32)]
+        times = []
+        for _ in range(100):
+            before = perf_counter()
+            fetch = cache.begin_fetch(keys, 2)
+            times.append(perf_counter() - before)
+            assert fetch.done
+        pause.release()
+        assert sorted(times)[50] < 50e-6
+
+
 def test_late_row_enters_when_it_arrives() -> None:
     tier = PlantedTier()
     fill(tier, 1)
@@ -131,7 +165,7 @@ def late_put(cache: Any) -> None:
     assert cache.put(key_of(1), torch.full((2, 4), 7.0))
 
 
-# What is called while the fetch runs, and the value of the rows of the key afterwards.
+# A call during the fetch, and the value of the rows of the key afterwards.
 CHANGES: dict[str, tuple[Callable[[Any], object], float | None]] = {
     "put": (late_put, 7.0),
     "discard": (lambda cache: cache.discard(key_of(1)), None),

@@ -1,4 +1,4 @@
-"""Erasure and epochs: what was discarded, forgotten or revoked is found in no tier."""
+"""Erasure and epochs: entries that were discarded, forgotten or revoked are found in no tier."""
 
 from __future__ import annotations
 

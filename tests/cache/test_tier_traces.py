@@ -109,7 +109,7 @@ class Trace:
     def release(self) -> None:
         if self.leases:
             lease, rows = self.leases.pop(0)
-            assert torch.equal(lease.to_tensor(), rows)  # nobody has written its pages
+            assert torch.equal(lease.to_tensor(), rows)  # its pages were not written
             lease.release()
 
     def fetch(self) -> None:

@@ -179,7 +179,7 @@ def test_entry_that_has_no_room_in_the_tier_is_offered_again() -> None:
 def test_stores_are_not_offered_while_the_breaker_is_open() -> None:
     tier, clock = PlantedTier(), Clock()
     with tier_cache(tier, clock=clock) as cache:
-        tier.fail("exists", OSError("gone"))
+        tier.fail("exists", OSError("unplugged"))
         cache.fetch([key_of(9)], 2)
         put(cache, 1)
         assert (stats_of(cache).stored, stats_of(cache).skipped_stores) == (0, 1)

@@ -41,7 +41,7 @@ class LearnedRows:
 
 
 def _form(shape: tuple[int, ...], identity: Any) -> Hashable:
-    """Return what the number of rows depends on. Tensors of a split of the user are left out."""
+    """Return the values that decide the number of rows. Tensors of a split of the user are left out."""
     if isinstance(identity, dict):
         identity = [value for value in identity.values() if isinstance(value, int | str)]
     return shape, None if identity is None else tuple(identity)

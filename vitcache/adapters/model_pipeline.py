@@ -87,6 +87,8 @@ def vision_pipeline(
     """
     base, family = find_grid_family(model)
     tower = getattr(base, family.tower)
+    if cache is not None and not isinstance(cache, EmbeddingCache):
+        raise TypeError(f"cache must be an EmbeddingCache or None, got {type(cache).__name__}")
     tiers = check_tiers(tiers, has_host_tier=True)
     has_tiers = bool(tiers) or (cache is not None and cache.has_lower_tiers)
     named = namespace_for(base, tower, namespace, has_tiers=has_tiers)  # before the cache allocates memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vitcache.cache.stats import CacheStats, TierStats
 
@@ -15,7 +15,7 @@ class TierFamily(NamedTuple):
     name: str
     text: str
     labels: tuple[str, ...]
-    values: Mapping[tuple[str, ...], float]
+    values: Mapping[Any, float]
 
 
 # Fields of `TierStats` by the value of the label `outcome`.

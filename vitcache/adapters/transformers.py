@@ -202,11 +202,11 @@ def attach(
 
     *Rows that outlive the process.* If the cache has tiers, they are asked for the items that a call misses,
     before the call encodes: the call waits at most `fetch_timeout_s` of the cache, 0.1 s by default, because
-    `attach` knows no earlier moment. What is late is encoded, and still enters the cache. A call without a
-    miss asks no tier. The number of rows of an item must be known for this: that of an item of the same shape
-    and size, or in proportion to its pixels if that held for all earlier items of this process. So the first
-    item of a process is always encoded, and LLaVA-OneVision and others like it fetch only images of a size
-    that this process has encoded once.
+    `attach` knows no earlier moment. Late items are encoded, and their rows still enter the cache. A call
+    without a miss asks no tier. The number of rows of an item must be known for this: it is that of an
+    encoded item of the same shape and size, or in proportion to the pixels, if that held for all items that
+    this process has encoded. So the first item of a process is always encoded, and a model such as
+    LLaVA-OneVision fetches only images of a size that this process has encoded once.
 
     If `namespace` is None, `attach` then reads the bytes of all weights outside of the language model, and
     the namespace is their BLAKE3 digest, with those of quantised weights and loaded adapters, the settings,

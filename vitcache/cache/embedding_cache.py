@@ -94,8 +94,8 @@ class EmbeddingCache:
         thread of the cache, which alone calls it, opens it at once and closes it in `close`. A tier that
         fails or is late is left alone for some time, and the cache works without it.
     weights_name
-        Names the weights that encode the rows, and all else that the keys do not name, for what leaves the
-        process: tiers return entries only under an equal name. Give equal names only for equal weights. None:
+        Names the weights that encode the rows, and all else that the keys do not name, in the tiers: they
+        return entries only under an equal name. Give equal names only for equal weights. None:
         a random name, so nothing is found after a restart, and nothing is shared.
     write_back
         Which entries are copied to the tiers; see `WriteBack`.
@@ -419,13 +419,17 @@ class EmbeddingCache:
         reason, is dropped, too. A promotion of the entry inserts nothing. But `discard` does not cancel a
         `put` or reservation under this key: it may insert its rows later.
 
+        The tiers erase the entries of the key, too, whatever their tenant and number of rows. The call does
+        not wait for that. A row that is being fetched does not enter the cache. `forget` waits.
+
         Parameters
         ----------
         key
             32 bytes.
         tier
             None: from every tier. ``"host"``: only from the host tier. Then an entry of the device tier loses
-            its host copy and stays, and an entry that is only in the host tier leaves the cache.
+            its host copy and stays, and an entry that is only in the host tier leaves the cache. The tiers
+            below keep theirs.
 
         Returns
         -------
@@ -458,11 +462,15 @@ class EmbeddingCache:
         return self._ledger.discard_from_host(key)
 
     def forget(self, key: bytes, *, timeout_s: float | None = 5.0) -> int:
-        """Drop the rows of `key` from every tier, and keep rows that are on their way from being inserted.
+        """Drop the rows of `key` from every tier, and keep pending rows from being inserted.
 
         As `discard`, and a reservation or promotion under the key that is open now inserts nothing, nor does
         a `put` of another thread that runs now: their `commit` returns False, which counts as a rejection
         unless it is a promotion. A `put` that is called later inserts its rows.
+
+        If the cache has tiers, the call waits until each of them has erased the entries of the key, whatever
+        their weights, tenant and number of rows, so that they cannot be fetched any more, also after a
+        restart.
 
         Parameters
         ----------
@@ -474,7 +482,8 @@ class EmbeddingCache:
         Returns
         -------
         int
-            Number of entries that were dropped: 1, or 0 if there was none. A host copy is not counted.
+            Number of entries that were dropped from the device tier and the host tier, where a host copy is
+            not counted, and that were erased in each tier below, together.
 
         Raises
         ------
@@ -483,11 +492,15 @@ class EmbeddingCache:
         TypeError
             If `key` is not bytes, or `timeout_s` is neither None nor a number.
         RuntimeError
-            If the cache was closed.
+            If the cache was closed, or a tier could not erase the entries. The message names the tier, which
+            erases them before it is used again. If the process ends before that, they stay in the tier.
+        TimeoutError
+            If a tier has not erased the entries within `timeout_s`. The message names the tier.
 
         Notes
         -----
-        Leases on the entry stay readable. The bytes of the rows stay in memory until other rows overwrite
+        After an exception, the entries of the device tier and of the host tier are dropped. Leases on the
+        entry stay readable. The bytes of the rows stay in memory until other rows overwrite
         them.
 
         Examples
@@ -510,8 +523,8 @@ class EmbeddingCache:
     def forget_tenant(self, tenant: str, *, timeout_s: float | None = 5.0) -> int:
         """Drop all rows of a tenant from every tier: `forget` of each key that was inserted for it.
 
-        Rows are of the tenant that was passed to `put` or `reserve`; ``""`` is the tenant of rows for which
-        none was passed. The call looks at every entry.
+        Rows are of the tenant that was given to `put` or `reserve`, by default ``""``. The call looks at
+        every entry. The tiers, and the exceptions, are as in `forget`.
 
         Parameters
         ----------
@@ -523,7 +536,7 @@ class EmbeddingCache:
         Returns
         -------
         int
-            Number of entries that were dropped. Host copies are not counted.
+            Number of entries that were dropped and erased, as in `forget`.
 
         Raises
         ------
@@ -1007,7 +1020,7 @@ class EmbeddingCache:
         row_width
             Elements of each row, in the same way. None: the cache's `row_width`.
         tenant
-            The tenant that was passed to `put`. Entries of another tenant are not found.
+            The `tenant` argument of the `put` of these rows. Entries of another tenant are not found.
 
         Raises
         ------
@@ -1092,7 +1105,7 @@ class EmbeddingCache:
     ) -> Fetch:
         if self._lower is None:
             self._ledger.check_open()
-            return Fetch(keys, 0.0, self._ledger, lambda: None)
+            return Fetch(keys, [], 0.0, self._ledger, lambda: None)
         return self._lower.begin_fetch(keys, counts, widths, tenant_label(tenant), timeout_s)
 
     def flush(self, timeout_s: float | None = 5.0) -> bool:

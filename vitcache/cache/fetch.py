@@ -14,7 +14,7 @@ from vitcache.tiers.tier_jobs import Wanted
 class Fetch:
     """The handle of one fetch; `EmbeddingCache.begin_fetch` returns it. Any thread may use it.
 
-    A fetch goes on without its handle: rows that arrive enter the host tier, even if nobody waits for them.
+    A fetch continues without its handle: rows that arrive enter the host tier, also without a `wait`.
 
     Examples
     --------
@@ -31,25 +31,21 @@ class Fetch:
     >>> cache.close()
     """
 
-    __slots__ = ("_end", "_keys", "_ledger", "_note_late", "_timeout_s", "_wanted")
+    __slots__ = ("_end", "_keys", "_ledger", "_note_late", "_wanted")
 
     def __init__(
-        self, keys: Sequence[bytes], timeout_s: float, ledger: Ledger, note_late: Callable[[], None]
+        self,
+        keys: Sequence[bytes],
+        wanted: list[Wanted],
+        end: float,
+        ledger: Ledger,
+        note_late: Callable[[], None],
     ) -> None:
         self._keys = keys
-        self._wanted: list[Wanted] = []
-        self._timeout_s = timeout_s
-        self.begin_time()
+        self._wanted = wanted
+        self._end = end
         self._ledger = ledger
         self._note_late = note_late
-
-    def begin_time(self) -> None:
-        """Count the time of `wait` from now on."""
-        self._end = monotonic() + self._timeout_s
-
-    def add(self, wanted: Wanted) -> None:
-        """Wait for an entry, too."""
-        self._wanted.append(wanted)
 
     @property
     def done(self) -> bool:

@@ -57,6 +57,7 @@ class LowerTiers:
         self._current = CurrentWeights(Weights(weights_name, dtype, self._ledger.epoch))
         self._to_revoke: dict[Weights, None] = {}
         self._wanted: dict[WantedName, Wanted] = {}
+        self._overtaken: dict[Wanted, None] = {}  # that another fetch of the same name has replaced
         self._is_closed = False
         self._changing = new_lock()  # held while the epoch and the weights change
         assert isinstance(write_back.queue_bytes, int)
@@ -82,19 +83,24 @@ class LowerTiers:
         """
         self._ledger.check_open()
         limit = self._fetch_timeout_s if timeout_s is None else timeout_s
-        fetch = Fetch(keys, limit, self._ledger, self.note_late)
         contains = self._ledger.contains
         names = [
             (key, rows, width, tenant)
             for key, rows, width in zip(keys, num_rows, row_widths, strict=True)
             if rows and not contains(key)
         ]
-        if not names:
-            return fetch
-        if not self._wanted and not any(runner.may_fetch for runner in self._runners):
-            for runner in self._runners:
-                runner.counts.add("refused", len(names))
-            return fetch
+        wanted: list[Wanted] = []
+        if names:
+            if any(runner.may_fetch for runner in self._runners):
+                self._want(names, wanted, max(limit, self._fetch_timeout_s))
+            else:
+                for runner in self._runners:
+                    runner.counts.add("refused", len(names))
+        # The time begins now, so that the tiers' deadlines are not later than that of the caller.
+        return Fetch(keys, wanted, monotonic() + limit, self._ledger, self.note_late)
+
+    def _want(self, names: Sequence[WantedName], wanted: list[Wanted], timeout_s: float) -> None:
+        """Send entries to the tiers that are not being fetched yet, and add all of them to `wanted`."""
         weights = self._weights()
         new: dict[WantedName, Wanted] = {}
         is_sent = False
@@ -102,22 +108,30 @@ class LowerTiers:
             for name in names:
                 if name in new:
                     continue
-                wanted = self._wanted.get(name)
-                if wanted is None or wanted.is_void or wanted.weights is not weights:
-                    wanted = new[name] = Wanted(name, weights, self._wanted)
+                each = self._wanted.get(name)
+                if each is None or each.is_void or each.is_late or each.weights is not weights:
+                    if each is not None and not each.is_done:
+                        self._overtake(each)
+                    each = new[name] = Wanted(name, weights, self._wanted)
                 else:
-                    wanted.num_waiting += 1
-                fetch.add(wanted)
+                    each.num_waiting += 1
+                wanted.append(each)
             self._wanted.update(new)  # before they are sent: `_drop` must find them
             if new:
-                send(list(new.values()), weights, self._runners, max(limit, self._fetch_timeout_s))
+                send(list(new.values()), weights, self._runners, timeout_s)
             is_sent = True
         finally:
             if not is_sent:  # interrupted
-                fetch.cancel()
+                for each in wanted:
+                    each.num_waiting -= 1
                 finish_all(list(new.values()))
-        fetch.begin_time()
-        return fetch
+
+    def _overtake(self, wanted: Wanted) -> None:
+        """Keep an entry, which a new fetch replaces in the table, for `_drop`."""
+        for known in tuple(self._overtaken):
+            if known.is_done:
+                self._overtaken.pop(known, None)
+        self._overtaken[wanted] = None
 
     def note_late(self) -> None:
         """Open the breakers of tiers that are late."""
@@ -130,7 +144,7 @@ class LowerTiers:
         is_dropped = self._ledger.discard(key)
         # After the drop: a store that runs before the erase is erased, and a later one finds no entry.
         self._erase(key, None)
-        self._drop(key, None)  # what was begun in between
+        self._drop(key, None)  # and fetches that began in between
         return is_dropped
 
     def forget(
@@ -146,7 +160,7 @@ class LowerTiers:
         try:
             num_erased = self._wait_erased(jobs, timeout_s)
         finally:
-            num_dropped += self._drop_here(key, tenant)  # what a tier returned before it erased it
+            num_dropped += self._drop_here(key, tenant)  # rows that a tier returned before the erase
         return num_dropped + num_erased
 
     def _drop_here(self, key: bytes | None, tenant: bytes | None) -> int:
@@ -155,9 +169,11 @@ class LowerTiers:
 
     def _drop(self, key: bytes | None, tenant: bytes | None) -> None:
         """Let entries that are being fetched not enter the cache, before the ledger drops those it knows."""
-        for name, wanted in tuple(self._wanted.items()):
-            if key in (None, name[0]) and tenant in (None, name[3]):
+        for wanted in (*tuple(self._wanted.values()), *tuple(self._overtaken)):
+            if key in (None, wanted.name[0]) and tenant in (None, wanted.name[3]):
                 wanted.is_dropped = True
+            if wanted.is_done:
+                self._overtaken.pop(wanted, None)
 
     def _erase(self, key: bytes | None, tenant: bytes | None) -> list[EraseJob]:
         """Queue the erasure of entries in every tier. Returns one job per tier."""

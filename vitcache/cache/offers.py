@@ -21,10 +21,12 @@ class Offers:
         self._current = current
 
     def take(self, ledger: Ledger) -> None:
-        """Queue a store of each offered entry in each tier. What no tier accepts is offered again later."""
+        """Queue a store of each offered entry in each tier; if none accepts it, let a later hit offer it."""
         # The weights are read first: if the epoch changes now, the worker skips the stores of earlier ones.
         weights = self._current.weights
         offers = ledger.take_offers()
+        if not offers:
+            return
         left = {offer[0] for offer in offers}
         try:
             jobs = [StoreJob(*offer, weights) for offer in offers if offer[-1]]

@@ -70,7 +70,7 @@ def check_wanted(
 ) -> tuple[list[bytes], list[int], list[int]]:
     """Return keys, numbers of rows and row widths, one per key. Raises as `EmbeddingCache.begin_fetch`."""
     keys = check_keys(keys)
-    if num_rows is None or (isinstance(num_rows, Sequence) and None in num_rows):
+    if num_rows is None or (isinstance(num_rows, list | tuple) and None in num_rows):
         raise TypeError("num_rows must be an int, or one int per key, got None")
     counts = check_num_rows(num_rows, len(keys))
     if row_width is None:

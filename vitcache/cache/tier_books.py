@@ -24,7 +24,7 @@ MOST_ENTRIES = 16
 
 
 class TierBooks:
-    """The books of one tier's worker. Its thread alone calls the methods, and holds no lock meanwhile.
+    """A cache as the worker of one tier uses it. Only its thread calls the methods, without any lock.
 
     On CUDA the thread has its own stream, on which rows of the device tier are copied to page-locked memory.
     The thread waits for its own stream, and for the copies into host pages, and never for a caller's stream.

@@ -67,7 +67,7 @@ class Prefetch:
         for fetch in tuple(self._fetches):
             fetch.cancel()
 
-    def add_fetch(self, fetch: Fetch) -> None:
+    def _add_fetch(self, fetch: Fetch) -> None:
         """Note a fetch of this prefetch, which `cancel` cancels, too. The worker calls it."""
         self._fetches.append(fetch)
         if self.is_cancelled:  # by another thread, which may not have seen the fetch

@@ -72,7 +72,7 @@ class PrefetchJob:
             missing = self._find_missing(plan, requests)
             if missing and self._cache.has_lower_tiers:
                 if not handle.is_cancelled:
-                    self._ask_tiers(missing, handle.add_fetch)
+                    self._ask_tiers(missing, handle._add_fetch)
                 missing = [step_item for step_item in missing if self._must_encode(step_item)]
             batches = self._runner.batches(missing)
             for number, batch in enumerate(batches):

@@ -441,7 +441,7 @@ class VisionPipeline:
         Notes
         -----
         If the cache has tiers below its host tier, the worker asks them for the items that are not in the
-        cache, and waits at most `fetch_timeout_s` of the cache. It encodes what is late; late rows still
+        cache, and waits at most `fetch_timeout_s` of the cache. It encodes late items, whose rows still
         enter the cache. `embed` and `place` never ask the tiers.
 
         The worker skips items that are in the cache, and items that another caller encodes. It uses the
@@ -477,7 +477,7 @@ class VisionPipeline:
 
         For callers without an earlier moment for `prefetch`, before `embed`. Items that are in the cache are
         not asked for. Features without a key are loaded and hashed on threads, and the host waits for them.
-        What is late enters the cache when it arrives. Without such tiers, it returns at once.
+        Late rows enter the cache when they arrive. Without such tiers, it returns at once.
 
         Parameters
         ----------

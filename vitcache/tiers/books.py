@@ -1,4 +1,4 @@
-"""`Books`: what a tier's worker needs of the cache. `vitcache.cache.tier_books` implements it."""
+"""`Books`: the calls that a tier's worker makes of the cache. `vitcache.cache.tier_books` implements it."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class _FetchRun:
             send(left, self._job.weights, self._job.route, self._job.timeout_s)
 
     def end(self) -> None:
-        """Finish what is left after an unexpected error, and close and open a tier that is not safe."""
+        """Finish the entries that an unexpected error has left; close and open a tier that is not safe."""
         finish_all([each for each in self._job.wanted if not each.is_done and each not in self._passed])
         if self._must_recycle:
             self._must_recycle = False

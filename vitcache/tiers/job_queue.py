@@ -62,7 +62,7 @@ class JobQueue:
         return True
 
     def add_stores(self, jobs: Sequence[StoreJob]) -> list[StoreJob]:
-        """Add stores, and return those for which there is no room."""
+        """Add stores, and return those that do not fit within the limit."""
         refused = []
         try:
             for job in jobs:

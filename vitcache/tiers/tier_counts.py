@@ -1,4 +1,4 @@
-"""`TierCounts`: what a tier's worker counts."""
+"""`TierCounts`: the counts of a tier's worker."""
 
 from __future__ import annotations
 

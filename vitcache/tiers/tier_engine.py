@@ -88,7 +88,7 @@ class TierEngine:
         self._has_logged = False
 
     def weights_of(self, weights: Weights) -> bytes:
-        """Return `EntryName.weights` of this tier. Raises what `Tier.generation` raises."""
+        """Return `EntryName.weights` of this tier. Raises as `Tier.generation`."""
         if self._resolved is None or self._resolved[0] is not weights:
             generation = self.tier.generation(weights.digest) if weights.is_named else 0
             self._resolved = (weights, generation_digest(weights.digest, generation))

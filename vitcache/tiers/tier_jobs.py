@@ -24,9 +24,11 @@ class Wanted(Completion):
         Number of callers that have not cancelled it. It is not fetched for none.
     is_dropped
         Whether the key or its tenant was discarded or forgotten: no row of it may enter the cache.
+    is_late
+        Whether its tier is late. Then a later call does not wait for it.
     """
 
-    __slots__ = ("_table", "is_dropped", "name", "num_waiting", "weights")
+    __slots__ = ("_table", "is_dropped", "is_late", "name", "num_waiting", "weights")
 
     def __init__(self, name: WantedName, weights: Weights, table: dict[WantedName, Wanted]) -> None:
         super().__init__()
@@ -34,6 +36,7 @@ class Wanted(Completion):
         self.weights = weights
         self.num_waiting = 1
         self.is_dropped = False
+        self.is_late = False
         self._table = table
 
     @property

@@ -107,13 +107,16 @@ class TierRunner:
         now = self._clock()
         for job in tuple(self.jobs.fetches):
             if now < job.deadline:
-                break
+                continue
             with self._lock:
                 is_new = not job.is_late and job in self.jobs.fetches
                 job.is_late = job.is_late or is_new
             if is_new:
                 self.breaker.begin_late(job.is_probe)
-                self.counts.add("late", sum(not wanted.is_done for wanted in job.wanted))
+                late = [wanted for wanted in job.wanted if not wanted.is_done]
+                self.counts.add("late", len(late))
+                for wanted in late:
+                    wanted.is_late = True
 
     def open(self) -> None:
         """Open the tier. If it fails, it is tried again as the breaker allows."""
@@ -121,7 +124,7 @@ class TierRunner:
         self._read_metrics()
 
     def run_all(self, books: Books) -> None:
-        """Run the jobs that wait, and those that arrive meanwhile."""
+        """Run all jobs that wait, until the queue is empty."""
         while not self.is_off and (job := self.jobs.take()) is not None:
             try:
                 self._run(job, books)
@@ -163,7 +166,7 @@ class TierRunner:
                     self._engine.succeed()
 
     def end(self, books: Books) -> None:
-        """Run what waits, without fetches, and close the tier. After it, every job is finished at once."""
+        """Run the jobs that wait, except fetches, and close the tier. Later jobs are finished at once."""
         self.is_ending = True
         try:
             self.run_all(books)

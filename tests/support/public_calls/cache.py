@@ -9,7 +9,8 @@ import torch
 from caches import make_cache
 
 from public_calls.call import Call, Valid
-from vitcache import EmbeddingCache
+from vitcache import EmbeddingCache, WriteBack
+from vitcache.tiers import MemoryTier
 
 KEYS = [bytes([number]) * 32 for number in range(4)]
 
@@ -35,6 +36,10 @@ def construct(stack: ExitStack) -> Call:
         "policy": "lru",
         "checksum": False,
         "record_evictions": 0,
+        "tiers": [MemoryTier(1 << 20)],
+        "weights_name": "weights",
+        "write_back": WriteBack(),
+        "fetch_timeout_s": 0.1,
     }
 
 
@@ -88,6 +93,17 @@ CALLS: dict[str, Valid] = {
     "EmbeddingCache.discard": method("discard", key=KEYS[0], tier=None),
     "EmbeddingCache.forget": method("forget", key=KEYS[0], timeout_s=1.0),
     "EmbeddingCache.forget_tenant": method("forget_tenant", tenant="one", timeout_s=1.0),
+    "EmbeddingCache.clear": method("clear", weights_name="new"),
+    "EmbeddingCache.advance_epoch": method("advance_epoch", weights_name="new"),
+    "EmbeddingCache.begin_fetch": method(
+        "begin_fetch", keys=KEYS[:2], num_rows=2, row_width=None, tenant="one"
+    ),
+    "EmbeddingCache.fetch": method(
+        "fetch", keys=KEYS[:2], num_rows=2, row_width=None, tenant="one", timeout_s=0.1
+    ),
+    "EmbeddingCache.flush": method("flush", timeout_s=1.0),
+    "Fetch.wait": lambda stack: (filled(stack).begin_fetch(KEYS[:2], 2).wait, {"timeout_s": 0.1}),
+    "WriteBack": lambda stack: (WriteBack, {"hits": 2, "encode_ms": 50.0, "queue_bytes": "1MiB"}),
     "EmbeddingCache.pages_for": method("pages_for", num_rows=2, width=None),
     "EmbeddingCache.has_room": method("has_room", num_rows=2, row_width=None),
     "EmbeddingCache.expect": method("expect", num_rows=[2], row_width=None),

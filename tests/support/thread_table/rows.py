@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from pipeline_scene import HIDDEN, make_ids, make_weight
+from tiers.planted_tier import PlantedTier
+from tiers.tier_cache import tier_cache
 
 from thread_table.row import Row, Scene, Use
 from vitcache import (
@@ -115,6 +117,28 @@ def cache(scene: Scene) -> Use:
         scene.cache.get_many([key])[0].release()
         assert scene.cache.stats().hits > 0
         assert scene.cache.discard(key)
+
+    return use
+
+
+@row("`EmbeddingCache` with `tiers`, `Fetch`", CURRENT)
+def cache_with_tiers(scene: Scene) -> Use:
+    made = scene.cleanup.enter_context(
+        tier_cache(PlantedTier(), device_pages=64, host_pages=64, width=HIDDEN)
+    )
+
+    def use() -> None:
+        key = scene.new_key()
+        rows = rows_of(key)
+        fetch = made.begin_fetch([key], 2)
+        assert fetch.wait(30) == [False]  # in a forked child no tier is asked
+        assert fetch.done
+        assert made.put(key, rows)
+        assert made.fetch([key], 2) == [True]
+        assert made.flush(30)
+        with made.get(key) as found:
+            assert torch.equal(found.to_tensor(), rows)
+        assert made.discard(key)
 
     return use
 

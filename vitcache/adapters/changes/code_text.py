@@ -16,7 +16,7 @@ _MOST_LEVELS = 8
 
 
 def code_text(function: Any, levels: int = _MOST_LEVELS) -> str | None:
-    """Return a text that is equal for equal code in every process. None: the code has no such text.
+    """Return a text that is equal for equal code in every process; None if the code has none.
 
     The text has the bytecode of a function with its constants, default arguments and values in its closure.
     Of a function of torch, transformers, accelerate or PEFT it has the name. Global names that a function

@@ -24,7 +24,7 @@ from vitcache.keys.framing import Frames, version_node
 from vitcache.keys.readback import pieces, read_back
 from vitcache.rows import check_extent
 
-# Settings that tell where a model was loaded from, and notes of transformers about what it has done.
+# Settings that tell where a model was loaded from, and notes of transformers about its own work.
 _OF_THE_PROCESS = {
     "_name_or_path",
     "name_or_path",
@@ -167,7 +167,7 @@ def _quantized(name: str, tensor: Tensor) -> Iterator[_Part]:
 
 
 def _beside(name: str, values: dict[str, Any], levels: int) -> Iterator[_Part]:
-    """Yield what a library keeps as attributes of a weight, such as the scales of bitsandbytes."""
+    """Yield the values that a library keeps as attributes of a weight, such as scales of bitsandbytes."""
     for key in sorted(values):
         value, path = values[key], f"{name}.{key}"
         if key in _OF_THE_PROCESS or value is None:
