@@ -1,4 +1,4 @@
-"""A script: a cache with a disk tier, which does what it reads on its standard input, until it is killed.
+"""A script: a cache with a disk tier, which runs the commands on its standard input until it is killed.
 
     python cache_process.py FOLDER OPTIONS
 
@@ -24,7 +24,7 @@ from vitcache.tiers import DiskTier
 
 
 class Commands:
-    """What the process can do. Every result can be written as JSON."""
+    """The commands. Every result can be written as JSON."""
 
     def __init__(self, folder: str, max_bytes: int = 64 << 20, **options: Any) -> None:
         sizes = {"device_pages": 256, "host_pages": 256}
