@@ -1,4 +1,4 @@
-"""A user's own tier that returns wrong values or raises in any method: the cache misses, and goes on."""
+"""A user's own tier that returns wrong values or raises in any method: the cache misses, and stays in use."""
 
 from __future__ import annotations
 
