@@ -1,8 +1,10 @@
-"""Caches of several processes on one folder: kills, restarts, erasure, and changes of the weights."""
+"""Caches of several processes on one folder: kills, restarts, erasure, damage."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import random
 from typing import Any
@@ -15,6 +17,7 @@ from tiers.tier_cache import is_right, key_of, put, rows_of, stats_of, tier_cach
 
 from vitcache import WriteBack
 from vitcache.tiers import DiskTier
+from vitcache.tiers.names import tenant_digest
 
 ALL = range(1, 9)
 
@@ -149,3 +152,60 @@ def test_narrow_rows_of_a_wider_cache_are_found_by_a_cache_of_that_width(root: P
     with restarted(root, width=8) as cache:
         assert cache.fetch([key_of(2)], 5) == [False]
         assert cache.fetch([key_of(2)], 5, row_width=4) == [True]
+
+
+def flip(file: Path, other: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[4096] ^= 1
+    file.write_bytes(content)
+
+
+def link(file: Path, other: Path) -> None:
+    file.unlink()
+    file.symlink_to(other)
+
+
+def make_folder(file: Path, other: Path) -> None:
+    file.unlink()
+    (file / "below").mkdir(parents=True)
+
+
+def make_fifo(file: Path, other: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+DAMAGES: dict[str, Callable[[Path, Path], Any]] = {
+    "flipped": flip,
+    "emptied": lambda file, other: file.write_bytes(b""),
+    "cut": lambda file, other: os.truncate(file, 4096),
+    "longer": lambda file, other: os.truncate(file, 3 * 4096),
+    "of another tenant": lambda file, other: file.write_bytes(other.read_bytes()),
+    "another tenant's own": lambda file, other: other.replace(file),
+    "link": link,
+    "folder": make_folder,
+    "fifo": make_fifo,
+    "removed": lambda file, other: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_file_costs_one_encode_and_the_entry_is_stored_again(root: Path, damage: str) -> None:
+    with restarted(root) as cache:
+        put(cache, 1, tenant="one")
+        put(cache, 1, tenant="two")  # equal keys, other files
+        put(cache, 2, tenant="one")
+    files = {file.parents[1].name: file for file in root.glob("entries/*/00/0001*")}
+    DAMAGES[damage](files[tenant_digest("one").hex()], files[tenant_digest("two").hex()])
+    with restarted(root) as cache:
+        assert cache.fetch([key_of(1), key_of(2)], 2, tenant="one") == [False, True]
+        counts = stats_of(cache)
+        assert (counts.damaged + counts.misses, counts.failures, counts.quarantined_bytes) == (1, 0, 0)
+        cache.check_integrity()
+        assert cache.put(key_of(1), rows_of(1), tenant="one")
+        assert cache.flush()
+        is_stored = damage != "folder"  # a folder with content is never removed
+        assert (stats_of(cache).stored, stats_of(cache).failures) == (is_stored, 0)
+    with restarted(root) as cache:
+        assert cache.fetch([key_of(1)], 2, tenant="one") == [is_stored]
+        assert not is_stored or is_right(cache, 1)
