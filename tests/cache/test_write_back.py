@@ -165,7 +165,7 @@ def test_claim_of_another_process_leaves_the_store_out(monkeypatch: pytest.Monke
         put(cache, 1)
         assert (stats_of(cache).skipped_stores, tier.calls["store"]) == (1, 0)
         monkeypatch.setattr(tier, "claim", real)  # the other process has died: a later hit offers again
-        for _ in range(2):  # the second hit is no offer: the entry is stored
+        for _ in range(2):  # stored at the first hit, and not offered at the second
             assert is_right(cache, 1)
             assert cache.flush(LONG)
             assert (stats_of(cache).stored, tier.calls["claim"]) == (1, 1)
