@@ -118,9 +118,10 @@ class TierRunner:
                 for wanted in late:
                     wanted.is_late = True
 
-    def open(self) -> None:
+    def open(self, books: Books) -> None:
         """Open the tier. If it fails, it is tried again as the breaker allows."""
-        self._engine.is_ready()
+        if self._engine.is_ready():
+            self._engine.resolve(books.weights)
         self._read_metrics()
 
     def run_all(self, books: Books) -> None:
@@ -170,6 +171,7 @@ class TierRunner:
         self.is_ending = True
         try:
             self.run_all(books)
+            self._engine.settle()
             self._engine.close()
         finally:
             self.is_off = True
