@@ -107,7 +107,9 @@ class TierBooks:
             return None
         try:
             if lease.tier == "device" and self._device.type == "cuda":
-                return LeasedRows(lease, [self._stage(lease, job.num_bytes)])
+                staged = self._stage(lease, job.num_bytes)
+                lease.release()  # now, as the tier may be slow, and a leased entry cannot be evicted
+                return LeasedRows(lease, [staged])
             entry = self._ledger.lease_entry(lease)
             if entry is not None:
                 fence = Fence._make(entry.written)

@@ -31,6 +31,7 @@ logger = logging.getLogger("vitcache.tiers")
 _LEAST_BYTES = 1 << 20
 _STEPS_PER_CALL = 64  # of the sweep, in each call that writes
 _MOST_USES = 4096  # that are kept in memory
+_of_parents: list[DiskIndex] = []  # in a forked child; never freed, as the child must not close them
 
 
 class DiskTier:
@@ -89,6 +90,7 @@ class DiskTier:
         )
         self._direct = direct
         self._pid = 0  # of the process that has opened it; 0: it is closed
+        self._index = DiskIndex(self.path)
 
     def open(self) -> None:
         """Open the folder, and make it if it does not exist.
@@ -108,6 +110,8 @@ class DiskTier:
             raise RuntimeError(
                 f"the disk tier {self.path} is open; a DiskTier belongs to one cache at a time"
             )
+        if self._pid:
+            _of_parents.append(self._index)
         make_folder(self.path)
         check_root(self.path)
         self._owner = str(os.getpid()).encode() + secrets.token_bytes(16)

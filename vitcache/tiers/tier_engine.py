@@ -116,6 +116,15 @@ class TierEngine:
         finally:
             job.finish()
 
+    def settle(self) -> None:
+        """Try the erases that the tier owes once more, before the end, and log those that it still owes."""
+        if self._owed and not self.is_ready(is_probe=True):
+            logger.error(
+                "tier %r is closed, and has not done %d erases: these entries may be found after a restart",
+                self.tier.name,
+                len(self._owed),
+            )
+
     def _erase(self, job: EraseJob | RevokeJob) -> None:
         if isinstance(job, RevokeJob):
             self._resolved = None
