@@ -26,7 +26,7 @@ from vitcache.terminal.table import Table
 NAMES = (
     *("accuracy", "attach", "blocks", "cache", "changes", "cpu", "decode", "engines", "hits", "keys"),
     *("limit", "merge", "multiturn", "pages", "placement", "policy", "ring", "scatter", "sglang"),
-    *("sglang_chat", "step"),
+    *("sglang_chat", "step", "tiers"),
 )
 BENCHES: dict[str, ModuleType] = {
     name: import_module(f"vitcache.bench.claims.bench_{name}") for name in NAMES

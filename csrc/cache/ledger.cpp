@@ -41,8 +41,9 @@ EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows, std::int64_t row_wid
   return *found;
 }
 
-EntryPtr Ledger::peek(const Key& key, std::int64_t num_rows, std::int64_t row_width) {
+EntryPtr Ledger::peek(const Key& key, std::int64_t num_rows, std::int64_t row_width, bool is_on_host) {
   const EntryPtr* found = index_->find(key);
+  if (is_on_host && found != nullptr && (*found)->tier != host_.get()) found = index_->find_host_copy(key);
   if (found == nullptr || (*found)->is_moving || (*found)->num_rows != num_rows ||
       (*found)->row_width() != row_width)
     return nullptr;
@@ -139,6 +140,10 @@ void Ledger::offer(Entry& entry) {
   if (offers_.size() > 0) num_due_releases_ = 0;
 }
 
+void Ledger::offer(const Key& key) {
+  if (const EntryPtr* found = index_->find(key)) offer(**found);
+}
+
 std::vector<Offer> Ledger::take_offers() {
   num_due_releases_ = kReleasesPerBatch;
   return offers_.take();
@@ -175,11 +180,15 @@ PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, std::int64
 }
 
 PendingPtr Ledger::begin_fetch(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
-                               std::int64_t epoch, const Key& tenant) {
+                               std::int64_t epoch, const Key& tenant, bool may_evict) {
   if (host_ == nullptr || epoch != epoch_ || contains(key) || pending_demotions_.count(key) > 0)
     return nullptr;
   const std::int64_t count = host_->pages_for(num_rows, row_width);
   if (count > host_->num_available()) return nullptr;
+  if (!may_evict) {
+    reclaim(*host_, count);
+    if (count > host_->num_free()) return nullptr;
+  }
   PendingPtr pending = make_pending(key, num_rows, row_width, cost, tenant);
   pending->is_fetch = true;
   pending->tier = host_;

@@ -64,7 +64,8 @@ class Ledger {
   EntryPtr pin(const Key& key, std::int64_t num_rows, std::int64_t row_width = -1);
   // Pins an entry for a copy to a tier below: counts neither a hit nor a miss, does not change the order of
   // eviction, and drops nothing. Returns null where `pin` would.
-  EntryPtr peek(const Key& key, std::int64_t num_rows, std::int64_t row_width);
+  // With `is_on_host`, it pins the host entry or the host copy, and no device entry.
+  EntryPtr peek(const Key& key, std::int64_t num_rows, std::int64_t row_width, bool is_on_host = false);
   // Pins an entry that is in the index, or that is pinned already. Counts no hit.
   void pin_entry(Entry& entry) {
     if (entry.leases == 0) entry.tier->leased_pages += entry.num_pages;
@@ -99,12 +100,13 @@ class Ledger {
   PendingPtr begin_write(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
                          std::int64_t epoch, WriteTo target = WriteTo::kDevice, const Key& tenant = {},
                          bool is_offer = false);
-  // Allocates host pages for an entry that is copied from a tier below, and evicts host entries as
-  // `begin_write` does. Returns null, and counts no rejection, if the cache lacks a host tier, if too few
-  // host pages are available, if `epoch` is not the current epoch, or if the key is in the cache or is being
-  // demoted. `finish` inserts nothing, and counts no rejection, if the key is in the cache by then.
+  // Allocates host pages for an entry that is copied from a tier below. With `may_evict`, evicts host entries
+  // as `begin_write` does. Returns null, and counts no rejection, if the cache lacks a host tier, if too few
+  // host pages are available, or free without `may_evict`, if `epoch` is not the current epoch, or if the key
+  // is in the cache or is being demoted. `finish` inserts nothing, and counts no rejection, if the key is in
+  // the cache by then.
   PendingPtr begin_fetch(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
-                         std::int64_t epoch, const Key& tenant);
+                         std::int64_t epoch, const Key& tenant, bool may_evict = true);
   // Allocates device pages for a copy of a host entry, and evicts victims. Returns null if `source` has left
   // the host tier, or if too few pages are available. With `is_contiguous`, the pages are one run of free
   // pages: nothing is evicted, and it returns null if no run is long enough.
@@ -154,6 +156,8 @@ class Ledger {
   // offered at its `hits`-th hit in its tier, 0: when it is inserted. -1: only at `is_offer` of a write.
   void set_write_back(std::int64_t hits) { offers_.set_hits(hits); }
   std::vector<Offer> take_offers();
+  // Offers the entry of a key now, unless it was offered before or is in no tier.
+  void offer(const Key& key);
   // The entry of a key was not copied to a tier below: a later hit may offer it again.
   void retract_offer(const Key& key);
   // Whether the caller should take releases or offers. One compare: look-ups ask.

@@ -92,14 +92,16 @@ void bind_writes(LedgerClass& ledger) {
       .def(
           "begin_fetch",
           [](const LedgerHandle& self, py::handle key, std::int64_t num_rows, std::int64_t row_width,
-             double cost, std::int64_t epoch, const py::bytes& tenant) -> std::shared_ptr<PendingHandle> {
+             double cost, std::int64_t epoch, const py::bytes& tenant,
+             bool may_evict) -> std::shared_ptr<PendingHandle> {
             if (self.any().is_closed()) return nullptr;
             return self.begin([&](Ledger& ledger) {
-              return ledger.begin_fetch(read_key(key), num_rows, row_width, cost, epoch, read_digest(tenant));
+              return ledger.begin_fetch(read_key(key), num_rows, row_width, cost, epoch, read_digest(tenant),
+                                        may_evict);
             });
           },
           py::arg("key"), py::arg("num_rows"), py::arg("row_width"), py::arg("cost"), py::arg("epoch"),
-          py::arg("tenant"))
+          py::arg("tenant"), py::arg("may_evict") = true)
       .def(
           "begin_promotion",
           [](const LedgerHandle& self, const EntryPtr& source, bool contiguous) {
@@ -172,11 +174,16 @@ void bind_orders(LedgerClass& ledger) {
 
 // The calls of the write-back to the tiers below the host tier. Other threads make them, also after `close`.
 void bind_write_back(LedgerClass& ledger) {
-  ledger.def("peek", &LedgerHandle::peek, py::arg("key"), py::arg("num_rows"), py::arg("row_width"))
+  ledger
+      .def("peek", &LedgerHandle::peek, py::arg("key"), py::arg("num_rows"), py::arg("row_width"),
+           py::arg("is_on_host") = false)
       .def(
           "set_write_back",
           [](const LedgerHandle& self, std::int64_t hits) { self.any().set_write_back(hits); },
           py::arg("hits"))
+      .def(
+          "offer", [](const LedgerHandle& self, py::handle key) { self.open().offer(read_key(key)); },
+          py::arg("key"))
       // The offers as (key, number of rows, row width, tenant, number of bytes).
       .def("take_offers",
            [](const LedgerHandle& self) {

@@ -134,10 +134,11 @@ bool LedgerHandle::is_due() const {
   return events >= kEventsPerBatch;
 }
 
-py::object LedgerHandle::peek(py::handle key, std::int64_t num_rows, std::int64_t row_width) const {
+py::object LedgerHandle::peek(py::handle key, std::int64_t num_rows, std::int64_t row_width,
+                              bool is_on_host) const {
   const Mutation mutation;
   if (ledger_->is_closed()) return py::none();
-  EntryPtr entry = open().peek(read_key(key), num_rows, row_width);
+  EntryPtr entry = open().peek(read_key(key), num_rows, row_width, is_on_host);
   return entry == nullptr ? py::none() : make(std::move(entry));
 }
 

@@ -83,7 +83,8 @@ class LedgerHandle {
 
   // Returns a lease that counts neither as a hit nor as a miss (`Ledger::peek`), or None; None once the cache
   // is closed.
-  pybind11::object peek(pybind11::handle key, std::int64_t num_rows, std::int64_t row_width) const;
+  pybind11::object peek(pybind11::handle key, std::int64_t num_rows, std::int64_t row_width,
+                        bool is_on_host) const;
 
   // Whether Python must unpin released leases, take offers, or call policies that are written in Python.
   bool is_due() const;

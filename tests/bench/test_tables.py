@@ -103,7 +103,7 @@ def test_fill_without_a_memory_file_says_that_no_file_exists(tmp_path: Path) -> 
     assert "old" not in filled
 
 
-PAGES = ["README.md", "docs/benchmarks.md", "docs/changes.md", "docs/sizing.md"]
+PAGES = ["README.md", "docs/benchmarks.md", "docs/changes.md", "docs/sizing.md", "docs/tiers.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -215,6 +215,46 @@ void offers_are_bounded_and_lost_offers_are_made_again() {
   CHECK(offers.size() == 1 && offers[0].key == key_of(static_cast<std::uint64_t>(most)));
 }
 
+void fetch_that_may_not_evict_uses_free_host_pages() {
+  const auto ledger = make_ledger(2, 1);
+  const auto fetch = [&](std::uint64_t number) {
+    return ledger->begin_fetch(key_of(number), 1, kWidth, 1.0, ledger->epoch(), Key{}, false);
+  };
+  CHECK(commit(*ledger, fetch(0)));
+  CHECK(fetch(1) == nullptr && ledger->contains(key_of(0)));
+  ledger->advance();
+  CHECK(fetch(1) != nullptr);  // in a page of an entry of an earlier epoch
+}
+
+void peek_on_the_host_pins_a_host_entry_or_a_host_copy() {
+  const auto ledger = make_ledger(2, 2);
+  CHECK(put_of(*ledger, 0, Key{}) && put_of(*ledger, 1, Key{}, WriteTo::kHost));
+  CHECK(ledger->peek(key_of(0), 1, kWidth, true) == nullptr);
+  const EntryPtr entry = ledger->peek(key_of(1), 1, kWidth, true);
+  CHECK(entry != nullptr && entry->tier == ledger->host());
+  CHECK(put_of(*ledger, 2, Key{}, WriteTo::kBoth));
+  const EntryPtr copy = ledger->peek(key_of(2), 1, kWidth, true);
+  CHECK(copy != nullptr && copy->tier == ledger->host());
+  CHECK(ledger->device().leased_pages == 0 && ledger->peek(key_of(2), 2, kWidth, true) == nullptr);
+  CHECK(ledger->discard_from_host(key_of(2)) && ledger->peek(key_of(2), 1, kWidth, true) == nullptr);
+  ledger->unpin(*entry);
+  ledger->unpin(*copy);
+  CHECK(ledger->find_violations().empty());
+}
+
+void entry_is_offered_once_on_demand() {
+  const auto ledger = make_ledger(2, 2);
+  CHECK(put_of(*ledger, 0, Key{}));
+  ledger->offer(key_of(0));
+  ledger->offer(key_of(1));  // it is in no tier
+  CHECK_EQUAL(ledger->take_offers().size(), 1U);
+  ledger->offer(key_of(0));
+  CHECK_EQUAL(ledger->take_offers().size(), 0U);
+  ledger->retract_offer(key_of(0));
+  ledger->offer(key_of(0));
+  CHECK_EQUAL(ledger->take_offers().size(), 1U);
+}
+
 void peek_changes_nothing_but_the_pin() {
   const auto ledger = make_ledger(2, 2);
   ledger->set_write_back(1);
@@ -316,6 +356,9 @@ int main() {
   tenant_and_offer_follow_an_entry_through_the_tiers();
   entries_are_offered_at_a_number_of_hits();
   offers_are_bounded_and_lost_offers_are_made_again();
+  fetch_that_may_not_evict_uses_free_host_pages();
+  peek_on_the_host_pins_a_host_entry_or_a_host_copy();
+  entry_is_offered_once_on_demand();
   peek_changes_nothing_but_the_pin();
   forget_drops_entries_and_rejects_writes();
   rejected_pages_keep_the_fences_of_their_write();

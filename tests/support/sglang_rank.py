@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -21,15 +22,18 @@ from ranks import run_rank
 from sglang.srt.managers import mm_schedule
 from sglang_scene.language_model import LanguageModel
 from sglang_scene.plugin import plugged, stock
-from sglang_scene.prompts import Window, images
+from sglang_scene.prompts import Prompt, Window, images
 from sglang_scene.random_steps import Traffic
 from sglang_scene.ranks import RANK, STOCK_TIMEOUT, SplitTower, counted_agreements, start_ranks, unreadable
+from sglang_scene.restarts import serving
 from sglang_scene.steps import run_step
 from sglang_scene.truth import step_rows
+from sglang_scene.waiting import enter, make_request
 from torch import Tensor, distributed
 
 from vitcache.adapters.sglang import ranks, service, stats
 from vitcache.pipeline import encoder_runner
+from vitcache.testing import inspect
 
 LIMIT_S = 180
 NUM_STEPS = 220
@@ -220,7 +224,30 @@ def lost() -> str:
         return raised(lambda: run_step([images(2).window()], model, tower))
 
 
-SCENES = (diverge, many, load, behind_the_encoder, ends, random_steps, stock_deadlock, lost)
+def disks() -> dict[str, Any]:
+    """Each rank has a folder of its own, and has lost another image in it."""
+    folder = Path(sys.argv[1], f"disk{RANK}")
+    found: dict[str, Any] = {"right": [], "encodes": [], "batches": []}
+    with serving(folder, SplitTower()) as server:
+        for _ in range(3):
+            found["right"].append(server.answer(images(3)))
+        [cache] = service.SERVICE.models.caches
+        server.keep()
+        cache.discard(sorted(inspect(cache).eviction_order("device"))[RANK])
+        found["encodes"].append(server.tower.num_encodes)
+    with serving(folder, SplitTower()) as server:
+        requests = [("image", images(3)), ("text", Prompt(5)), ("again", images(3))]
+        enter(server.scheduler, *(make_request(*each) for each in requests))
+        while server.scheduler.queue:  # all ranks choose equal batches, one after the other
+            found["batches"].append(server.scheduler.take())
+        found["right"].append(server.step([images(3), images(3)]))
+        found["encodes"].append(server.tower.num_encodes)
+        [cache] = service.SERVICE.models.caches
+        found["own"] = cache.stats().tiers[0].hits
+    return found
+
+
+SCENES = (diverge, many, load, behind_the_encoder, ends, disks, random_steps, stock_deadlock, lost)
 
 
 def main(folder: str) -> None:

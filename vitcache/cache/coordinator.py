@@ -160,7 +160,13 @@ class CacheCoordinator:
         return self.reserve(begin)
 
     def begin_fetch(
-        self, key: bytes, num_rows: int, row_width: int, epoch: int, tenant_digest: bytes
+        self,
+        key: bytes,
+        num_rows: int,
+        row_width: int,
+        epoch: int,
+        tenant_digest: bytes,
+        may_evict: bool = True,
     ) -> HostReservation | None:
         """Reserve host pages for an entry that is copied from a tier below the host tier.
 
@@ -171,11 +177,12 @@ class CacheCoordinator:
         Returns
         -------
         HostReservation or None
-            None if the key is in the cache, too few host pages are free or evictable, `epoch` is not the
-            current epoch, the cache has no host tier, or it was closed. Nothing is counted or logged.
+            None if the key is in the cache, too few host pages are free or evictable, or free without
+            `may_evict`, `epoch` is not the current epoch, the cache has no host tier, or it was closed.
+            Nothing is counted or logged.
         """
         cost = to_cost(None, num_rows)
-        pending = self.ledger.begin_fetch(key, num_rows, row_width, cost, epoch, tenant_digest)
+        pending = self.ledger.begin_fetch(key, num_rows, row_width, cost, epoch, tenant_digest, may_evict)
         if pending is None:
             return None
         return HostReservation(pending, self._device, self.timeline, self._finish)

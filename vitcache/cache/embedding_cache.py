@@ -461,6 +461,71 @@ class EmbeddingCache:
         check_discard_tier(tier)
         return self._ledger.discard_from_host(key)
 
+    def evict(self, key: bytes) -> bool:
+        """Drop the entry under `key` from the device tier and the host tier, as an eviction does.
+
+        For a caller that chooses itself which entries leave the cache. As `discard`, but the tiers below the
+        host tier keep the entry.
+
+        Returns
+        -------
+        bool
+            Whether there was an entry.
+
+        Raises
+        ------
+        ValueError
+            If `key` is not of 32 bytes.
+        TypeError
+            If `key` is not bytes.
+        RuntimeError
+            If the cache was closed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=4)
+        >>> cache.put(bytes(32), torch.ones(4, 4)), cache.evict(bytes(32)), cache.evict(bytes(32))
+        (True, True, False)
+        """
+        check_key(key)
+        return self._ledger.discard(key)
+
+    def offer(self, key: bytes) -> None:
+        """Offer the entry under `key` to the tiers below the host tier now, whatever its number of hits.
+
+        For a caller whose hits the cache does not see, because it keeps leases. The call waits for no tier.
+        An entry that was offered before, or that is not in the cache, is not offered. Without tiers, the call
+        does nothing.
+
+        Raises
+        ------
+        ValueError
+            If `key` is not of 32 bytes.
+        TypeError
+            If `key` is not bytes.
+        RuntimeError
+            If the cache was closed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> from vitcache.tiers import MemoryTier
+        >>> options = dict(dtype=torch.float32, device="cpu", device_bytes=4096, host_bytes=4096)
+        >>> with EmbeddingCache(4, tiers=[MemoryTier("1MiB")], **options) as cache:
+        ...     cache.put(bytes(32), torch.ones(3, 4))
+        ...     cache.offer(bytes(32))
+        ...     cache.flush(timeout_s=60), cache.stats().tiers[0].stored
+        True
+        (True, 1)
+        """
+        check_key(key)
+        if self._lower is not None:
+            self._ledger.offer(key)
+            self._coordinator.drain()
+
     def forget(self, key: bytes, *, timeout_s: float | None = 5.0) -> int:
         """Drop the rows of `key` from every tier, and keep pending rows from being inserted.
 
@@ -1001,6 +1066,7 @@ class EmbeddingCache:
         *,
         row_width: int | Sequence[int | None] | None = None,
         tenant: str = "",
+        evict: bool = True,
     ) -> Fetch:
         """Ask the tiers for the entries that are not in the cache, and return at once.
 
@@ -1021,6 +1087,9 @@ class EmbeddingCache:
             Elements of each row, in the same way. None: the cache's `row_width`.
         tenant
             The `tenant` argument of the `put` of these rows. Entries of another tenant are not found.
+        evict
+            Whether host entries may be evicted for the rows. False: only free host pages are used, for a
+            caller that chooses itself which entries leave the host tier.
 
         Raises
         ------
@@ -1028,8 +1097,8 @@ class EmbeddingCache:
             If a key is not of 32 bytes, a number of rows is negative, a width does not divide the cache's, or
             `num_rows` or `row_width` does not have one number per key.
         TypeError
-            If a key is not bytes, a number is not an int, `keys` is not a list or tuple, or `tenant` is not a
-            str.
+            If a key is not bytes, a number is not an int, `keys` is not a list or tuple, `tenant` is not a
+            str, or `evict` is not a bool.
         RuntimeError
             If the cache was closed.
 
@@ -1058,7 +1127,8 @@ class EmbeddingCache:
         """
         keys, counts, widths = check_wanted(keys, num_rows, row_width, self.row_width)
         check_tenant(tenant)
-        return self._begin_fetch(keys, counts, widths, tenant, None)
+        check_bool("evict", evict)
+        return self._begin_fetch(keys, counts, widths, tenant, None, evict)
 
     def fetch(
         self,
@@ -1101,12 +1171,18 @@ class EmbeddingCache:
         return self._begin_fetch(keys, counts, widths, tenant, timeout_s).wait()
 
     def _begin_fetch(
-        self, keys: list[bytes], counts: list[int], widths: list[int], tenant: str, timeout_s: float | None
+        self,
+        keys: list[bytes],
+        counts: list[int],
+        widths: list[int],
+        tenant: str,
+        timeout_s: float | None,
+        evict: bool = True,
     ) -> Fetch:
         if self._lower is None:
             self._ledger.check_open()
             return Fetch(keys, [], 0.0, self._ledger, lambda: None)
-        return self._lower.begin_fetch(keys, counts, widths, tenant_label(tenant), timeout_s)
+        return self._lower.begin_fetch(keys, counts, widths, tenant_label(tenant), timeout_s, evict)
 
     def flush(self, timeout_s: float | None = 5.0) -> bool:
         """Wait until every store that waits now is done or was left out. Without tiers, it returns True.

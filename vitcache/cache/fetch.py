@@ -31,7 +31,7 @@ class Fetch:
     >>> cache.close()
     """
 
-    __slots__ = ("_end", "_keys", "_ledger", "_note_late", "_wanted")
+    __slots__ = ("_counted", "_end", "_keys", "_ledger", "_note_late", "_wanted")
 
     def __init__(
         self,
@@ -42,14 +42,18 @@ class Fetch:
         note_late: Callable[[], None],
     ) -> None:
         self._keys = keys
-        self._wanted = wanted
+        self._wanted = tuple(wanted)
+        self._counted = wanted  # those that count this caller: none after `cancel`
         self._end = end
         self._ledger = ledger
         self._note_late = note_late
 
     @property
     def done(self) -> bool:
-        """Whether every entry was fetched, or found in no tier, or the tiers were not asked."""
+        """Whether every entry was fetched, or found in no tier, or the tiers were not asked.
+
+        Also after `cancel`: then a done fetch occupies no pages beside those of rows that it has inserted.
+        """
         return all(wanted.is_done for wanted in self._wanted)
 
     def wait(self, timeout_s: float | None = None) -> list[bool]:
@@ -58,7 +62,8 @@ class Fetch:
         Parameters
         ----------
         timeout_s
-            Seconds to wait at most. None: until the cache's `fetch_timeout_s` after `begin_fetch` is over.
+            Seconds to wait at most. None: until the cache's `fetch_timeout_s` after `begin_fetch` is over. A
+            fetch that was cancelled does not wait.
 
         Returns
         -------
@@ -77,7 +82,7 @@ class Fetch:
         """
         timeout_s = to_timeout("timeout_s", timeout_s)
         end = self._end if timeout_s is None else monotonic() + timeout_s
-        if not all(wanted.wait(end) for wanted in self._wanted):
+        if not all(wanted.wait(end) for wanted in self._counted):
             self._note_late()
         return [self._ledger.contains(key) for key in self._keys]
 
@@ -86,8 +91,8 @@ class Fetch:
 
         A second call does nothing. Entries that are being copied still enter the cache.
         """
-        while self._wanted:
-            self._wanted.pop().num_waiting -= 1
+        while self._counted:
+            self._counted.pop().num_waiting -= 1
 
     __reduce_ex__ = refuse_copies("it is the handle of one fetch, and any thread may use it")
 

@@ -71,7 +71,7 @@ class LowerTiers:
         assert isinstance(write_back.queue_bytes, int)
         self._workers: list[TierWorker] = []
         for tier in tiers:
-            books = TierBooks(coordinator, self._current, device, dtype)
+            books = TierBooks(coordinator, self._current, device, dtype, write_back.from_device)
             self._workers.append(TierWorker(tier, books, write_back.queue_bytes, clock))
         self._runners = [worker.runner for worker in self._workers]
         coordinator.offers = Offers(self._runners, self._current)
@@ -84,10 +84,12 @@ class LowerTiers:
         row_widths: Sequence[int],
         tenant: bytes,
         timeout_s: float | None = None,
+        may_evict: bool = True,
     ) -> Fetch:
         """Ask the tiers for the entries that are not in the cache, and return at once.
 
         `tenant` is a digest. `timeout_s`: seconds that the caller will wait; a tier is not late earlier.
+        `may_evict`: whether host entries may be evicted for the rows.
         """
         self._ledger.check_open()
         limit = self._fetch_timeout_s if timeout_s is None else timeout_s
@@ -100,14 +102,16 @@ class LowerTiers:
         wanted: list[Wanted] = []
         if names:
             if any(runner.may_fetch for runner in self._runners):
-                self._want(names, wanted, max(limit, self._fetch_timeout_s))
+                self._want(names, wanted, max(limit, self._fetch_timeout_s), may_evict)
             else:
                 for runner in self._runners:
                     runner.counts.add("refused", len(names))
         # The time begins now, so that the tiers' deadlines are not later than that of the caller.
         return Fetch(keys, wanted, monotonic() + limit, self._ledger, self.note_late)
 
-    def _want(self, names: Sequence[WantedName], wanted: list[Wanted], timeout_s: float) -> None:
+    def _want(
+        self, names: Sequence[WantedName], wanted: list[Wanted], timeout_s: float, may_evict: bool
+    ) -> None:
         """Send entries to the tiers that are not being fetched yet, and add all of them to `wanted`."""
         weights = self._weights()
         new: dict[WantedName, Wanted] = {}
@@ -118,7 +122,7 @@ class LowerTiers:
                     continue
                 each = self._wanted.find(name)
                 if each is None or each.is_void or each.is_late or each.weights is not weights:
-                    each = new[name] = Wanted(name, weights, self._wanted)
+                    each = new[name] = Wanted(name, weights, self._wanted, may_evict)
                 else:
                     each.num_waiting += 1
                 wanted.append(each)

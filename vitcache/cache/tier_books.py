@@ -36,11 +36,13 @@ class TierBooks:
         current: CurrentWeights,
         device: torch.device,
         dtype: torch.dtype,
+        from_device: bool = True,
     ) -> None:
         self._coordinator = coordinator
         self._ledger = coordinator.ledger
         self._current = current
         self._device = device
+        self._from_device = from_device
         self._element_bytes = dtype.itemsize
         self._host = coordinator.tiers[1]
         self._staging: torch.Tensor | None = None
@@ -81,7 +83,8 @@ class TierBooks:
     def reserve(self, wanted: Wanted) -> ReservedRows | None:
         """Reserve host pages, and wait until they can be written. None: too few, or the key is there."""
         key, num_rows, row_width, tenant = wanted.name
-        reservation = self._coordinator.begin_fetch(key, num_rows, row_width, wanted.weights.epoch, tenant)
+        epoch, may_evict = wanted.weights.epoch, wanted.may_evict
+        reservation = self._coordinator.begin_fetch(key, num_rows, row_width, epoch, tenant, may_evict)
         if reservation is None:
             return None
         if wanted.is_void:  # discarded before the pages were reserved: the ledger does not know it
@@ -99,11 +102,14 @@ class TierBooks:
     def read(self, job: StoreJob) -> LeasedRows | None:
         """Lease the rows of an entry, and wait until they are written and in host memory.
 
-        None: the entry left the cache, or its rows do not match their checksum. The parts of an entry of the
+        None: the entry left the cache, or the host tier if only that is read, or its rows do not match their
+        checksum. The parts of an entry of the
         device tier of a GPU are valid until the next call.
         """
-        lease: Lease | None = self._ledger.peek(job.key, job.num_rows, job.row_width)
+        lease: Lease | None = self._ledger.peek(job.key, job.num_rows, job.row_width, not self._from_device)
         if lease is None:
+            if not self._from_device:
+                self.retract(job)  # it may get a host copy later
             return None
         try:
             if lease.tier == "device" and self._device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The private state of the `Inventory` of vLLM's scheduler, for tests."""
+"""The private state of the `Inventory` of vLLM's scheduler and of its fetches, for tests."""
 
 from __future__ import annotations
 
@@ -41,4 +41,34 @@ def inspect_inventory(inventory: Any) -> InventoryState:
         set(inventory._resident),
         inventory._host.num_used,
         sum(on_host),
+    )
+
+
+class FetchState(NamedTuple):
+    """A snapshot of the fetches of vLLM's scheduler.
+
+    Attributes
+    ----------
+    requests
+        Requests that it keeps.
+    fetches
+        Items whose fetches have not ended.
+    num_used, num_leaving
+        Host pages beside the host tier in use, and those of them that are free after the next step.
+    """
+
+    requests: set[str]
+    fetches: set[Any]
+    num_used: int
+    num_leaving: int
+
+
+def inspect_fetches(fetches: Any) -> FetchState:
+    """Return the state of `DiskFetches` of an inventory. Only its own thread may call."""
+    cancelled = {flight.item for flight in fetches._cancelled}
+    return FetchState(
+        {*fetches._waits, *fetches._settled},
+        {flight.item for flight in fetches._flights.values()} | cancelled,
+        fetches._num_used,
+        fetches._num_leaving,
     )

@@ -26,17 +26,22 @@ class Wanted(Completion):
         Whether the key or its tenant was discarded or forgotten: no row of it may enter the cache.
     is_late
         Whether its tier is late. Then a later call does not wait for it.
+    may_evict
+        Whether host entries may be evicted for it.
     """
 
-    __slots__ = ("_table", "is_dropped", "is_late", "name", "num_waiting", "weights")
+    __slots__ = ("_table", "is_dropped", "is_late", "may_evict", "name", "num_waiting", "weights")
 
-    def __init__(self, name: WantedName, weights: Weights, table: WantedTable) -> None:
+    def __init__(
+        self, name: WantedName, weights: Weights, table: WantedTable, may_evict: bool = True
+    ) -> None:
         super().__init__()
         self.name = name
         self.weights = weights
         self.num_waiting = 1
         self.is_dropped = False
         self.is_late = False
+        self.may_evict = may_evict
         self._table = table
 
     @property
@@ -53,8 +58,8 @@ class Wanted(Completion):
 class WantedTable:
     """The entries that are being fetched. Any thread may call any method.
 
-    Two calls may begin to fetch one entry at the same time, and a late fetch may go on beside a newer one. The
-    table keeps both, and `find` returns the last one.
+    Two calls may begin to fetch one entry at the same time, and a late fetch may go on beside a newer one.
+    The table keeps both, and `find` returns the last one.
     """
 
     __slots__ = ("_all", "_by_name")

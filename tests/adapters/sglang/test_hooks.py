@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from sglang_fakes.requests import Inputs, image, request
 from sglang_fakes.scene import Scene, Window
 
 from vitcache.adapters.sglang import hooks, service, start_up
+from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.plugin import register
 from vitcache.adapters.sglang.server_info import server_counts
 from vitcache.adapters.sglang.stock_cache import StockCache
@@ -28,6 +30,27 @@ class Service:
     def __init__(self, result: Any = None) -> None:
         self.result = result
         self.calls: list[Any] = []
+        self.arrivals = self
+        self.held = self
+        self.are_fetched = True
+
+    @contextmanager
+    def entry(self, scheduler: Any) -> Iterator[None]:
+        self.calls.append(("entry", list(scheduler.waiting_queue)))
+        yield
+        self.calls.append(("entered", list(scheduler.waiting_queue)))
+
+    @contextmanager
+    def choice(self, scheduler: Any) -> Iterator[None]:
+        self.calls.append("choice")
+        yield
+        self.calls.append("chosen")
+
+    def fetch(self, scheduler: Any, request: Any) -> None:
+        self.calls.append(("fetch", request))
+
+    def pause(self) -> None:
+        self.calls.append("pause")
 
     def embed(self, *arguments: Any, batch: Any) -> Any:
         self.calls.append((arguments, batch))
@@ -59,6 +82,13 @@ def managers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         loaded = {name: importlib.import_module(f"sglang.srt.managers.{name}") for name in names}
         loaded["updater"] = importlib.import_module("sglang.srt.managers.scheduler_components.weight_updater")
         yield SimpleNamespace(**loaded)
+
+
+def make_scheduler(managers: Any) -> Any:
+    """A scheduler of the stand-in, whose start is not checked."""
+    scheduler = object.__new__(managers.scheduler.Scheduler)
+    scheduler.waiting_queue = []
+    return scheduler
 
 
 def test_embed_gets_all_arguments_in_order_and_the_batch_of_prepare(managers: Any, used: Service) -> None:
@@ -147,6 +177,65 @@ def test_flush_clears_the_caches_if_sglang_has_flushed(managers: Any, used: Serv
 def test_internal_state_gets_the_counts_and_keeps_the_rest(managers: Any) -> None:
     answer = managers.scheduler.Scheduler.get_internal_state(None, "request")
     assert answer.internal_state == {"world_size": 1, "vitcache": server_counts()}
+
+
+def test_request_that_has_entered_the_queue_is_fetched(managers: Any, used: Service) -> None:
+    scheduler = make_scheduler(managers)
+    scheduler._add_request_to_queue("first")
+    scheduler._add_request_to_queue("second", is_retracted=True)
+    assert scheduler.waiting_queue == ["first", "second"]
+    assert used.calls == [
+        *(("entry", []), ("fetch", "first"), ("entered", ["first"])),
+        *(("entry", ["first"]), ("fetch", "second"), ("entered", ["first", "second"])),
+    ]
+
+
+@pytest.mark.parametrize("is_decoding", [True, False])
+def test_scheduler_that_has_nothing_to_run_pauses(managers: Any, used: Service, is_decoding: bool) -> None:
+    scheduler = make_scheduler(managers)
+    scheduler.waiting_queue.append("request")
+    running = SimpleNamespace(is_empty=lambda: not is_decoding)
+    assert scheduler.get_new_batch_prefill(running).batch_to_run == ["request"]
+    assert used.calls == ["choice", "chosen"]
+    assert scheduler.get_new_batch_prefill(running).batch_to_run is None
+    assert used.calls[2:] == ["choice", "chosen", *([] if is_decoding else ["pause"])]
+
+
+def test_choice_without_a_disk_is_that_of_sglang(managers: Any, used: Service) -> None:
+    used.are_fetched = False
+    scheduler = make_scheduler(managers)
+    scheduler.waiting_queue.append("request")
+    assert scheduler.get_new_batch_prefill(None).batch_to_run == ["request"]
+    assert used.calls == []
+
+
+def test_queue_before_the_service_is_imported_is_that_of_sglang(
+    managers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, service.__name__)
+    scheduler = make_scheduler(managers)
+    scheduler._add_request_to_queue("request")
+    assert scheduler.get_new_batch_prefill(None).batch_to_run == ["request"]
+    assert service.__name__ not in sys.modules
+
+
+@pytest.mark.parametrize("call", ["flush", "update", "failed update"])
+def test_weights_lose_their_name_also_before_the_service_is_imported(
+    managers: Any, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A cache that is made later must not have the operator's name."""
+    monkeypatch.delitem(sys.modules, service.__name__)
+    managers.scheduler.Scheduler.flush_cache(SimpleNamespace(is_idle=False))
+    assert LOADED.are_original
+    updater = managers.updater.SchedulerWeightUpdaterManager()
+    if call == "flush":
+        managers.scheduler.Scheduler.flush_cache(SimpleNamespace(is_idle=True))
+    elif call == "update":
+        updater.update_weights_from_tensor("request")
+    else:
+        with pytest.raises(OSError, match="not found"):
+            updater.update_weights_from_disk("fails")
+    assert not LOADED.are_original
 
 
 @pytest.mark.parametrize("answer", [None, SimpleNamespace(), SimpleNamespace(internal_state=None)], ids=repr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -140,12 +141,17 @@ def test_ring_that_does_not_fit_is_named_and_the_cache_is_closed(monkeypatch: py
 
 def line_of(caplog: pytest.LogCaptureFixture, reserved: int, shape: StepShape = SHAPE, **options: Any) -> str:
     """The only line that `make_memory` logs."""
+    [line] = lines_of(caplog, reserved, shape, **options)
+    return line
+
+
+def lines_of(caplog: pytest.LogCaptureFixture, reserved: int, shape: StepShape, **options: Any) -> list[str]:
+    """The lines that `make_memory` logs."""
     caplog.clear()
     caplog.set_level(logging.INFO, "vitcache.adapters.sglang")
     make_memory(Model(shape.levels), shape, reserved, Options(**options)).close()
-    [record] = caplog.records
-    assert record.levelno == logging.INFO
-    return record.getMessage()
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
+    return [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +184,7 @@ def test_bytes_that_are_not_reserved_are_those_of_the_tier(
     assert (text if unreserved > 0 else " (device_bytes), ") in line
 
 
-def test_line_shows_every_option(caplog: pytest.LogCaptureFixture) -> None:
+def test_line_shows_every_option(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     shape = StepShape(HIDDEN, 3, torch.bfloat16, CPU)
     options: dict[str, Any] = {
         "device_bytes": 3 * MIB,
@@ -187,24 +193,40 @@ def test_line_shows_every_option(caplog: pytest.LogCaptureFixture) -> None:
         "policy": "cost",
         "ring_bytes": 5 * MIB,
         "trust_engine_hash": True,
+        "disk": str(tmp_path),
+        "disk_bytes": 9 * MIB,
+        "weights_name": "v1",
     }
     assert set(options) == set(Options.__dataclass_fields__)
-    line = line_of(caplog, 0, shape, **options)
+    line, name = lines_of(caplog, 0, shape, **options)
     with make_cache(shape, 3 * MIB, Options(**options)) as cache:
         pages = f"pages of {cache.page_rows} rows of {cache.row_width} elements of bfloat16"
     for text in (
-        *("the rows of Model:", "3 MiB on cpu (device_bytes,", "7 MiB in host memory", pages),
+        *(
+            "the rows of Model:",
+            "3 MiB on cpu (device_bytes,",
+            "7 MiB in host memory",
+            "9 MiB on disk",
+            pages,
+        ),
         *("3 deepstack levels", "policy cost", "at most 123 rows per encode", "ring of 5 MiB"),
         *("tensor parallel rank 0 of 1", "trust_engine_hash true"),
     ):
         assert text in line
+    assert name == f"vitcache finds the rows of {tmp_path} after a restart with the weights 'v1'"
 
 
 def test_line_of_default_options_has_their_values(caplog: pytest.LogCaptureFixture) -> None:
     line = line_of(caplog, MIB)
     rows = max_rows_per_encode(Options())
     for text in (
-        *("0 MiB in host memory", "0 deepstack levels", "policy lru", f"at most {rows} rows per encode"),
+        *(
+            "0 MiB in host memory",
+            "0 MiB on disk",
+            "0 deepstack levels",
+            "policy lru",
+            f"at most {rows} rows per encode",
+        ),
         *("ring of 0 MiB", "trust_engine_hash false"),
     ):
         assert text in line

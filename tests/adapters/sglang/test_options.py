@@ -10,6 +10,7 @@ import pytest
 from vitcache.adapters.sglang.options import VARIABLE, Options
 from vitcache.cache.policies import POLICIES
 from vitcache.ring.pinned_ring import MIN_BYTES
+from vitcache.tiers.disk_tier import DiskTier
 
 
 @pytest.mark.parametrize("text", ["", " \n", "{}", " {} "])
@@ -30,9 +31,13 @@ def test_all_options_are_read_from_the_variable(monkeypatch: pytest.MonkeyPatch)
         "policy": "cost",
         "ring_bytes": "1 KiB",
         "trust_engine_hash": True,
+        "disk": "/var/cache/images",
+        "disk_bytes": "2 TiB",
+        "weights_name": "v1 of 2026",
     }
     monkeypatch.setenv(VARIABLE, json.dumps(values))
-    assert Options.from_environment() == Options(3 << 29, 4096, 7, "cost", 1 << 10, True)
+    disk = ("/var/cache/images", 2 << 40, "v1 of 2026")
+    assert Options.from_environment() == Options(3 << 29, 4096, 7, "cost", 1 << 10, True, *disk)
 
 
 def test_zero_bytes_of_host_memory_are_accepted_and_of_the_device_are_not() -> None:
@@ -61,7 +66,51 @@ WRONG_SIZES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["device_bytes", "host_bytes", "ring_bytes"])
+DISK: dict[str, Any] = {"disk": "/d", "disk_bytes": "1 GiB", "host_bytes": "1 GiB", "weights_name": "v1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("disk", ["host_bytes"]),
+        ("disk", ["disk_bytes"]),
+        ("disk", ["host_bytes", "disk_bytes"]),
+        ("disk_bytes", ["disk"]),
+        ("weights_name", ["disk", "disk_bytes"]),
+    ],
+)
+def test_option_without_one_that_it_needs_is_refused_by_both_names(name: str, left_out: list[str]) -> None:
+    values = {each: value for each, value in DISK.items() if each not in left_out}
+    with pytest.raises(ValueError, match=f"'{name}'.*needs.*{left_out[0]}"):
+        Options.from_json(json.dumps(values))
+    assert Options.from_json(json.dumps(DISK)).disk == "/d"
+
+
+def test_disk_below_a_host_tier_without_bytes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'disk'.*needs 'host_bytes'"):
+        Options.from_json(json.dumps(DISK | {"host_bytes": 0}))
+
+
+def test_disk_has_at_least_the_bytes_that_its_tier_needs() -> None:
+    least = 1 << 20
+    assert Options.from_json(json.dumps(DISK | {"disk_bytes": least})).disk_bytes == least
+    with pytest.raises(ValueError, match=f"disk_bytes.*at least {least}"):
+        Options.from_json(json.dumps(DISK | {"disk_bytes": least - 1}))
+    assert DiskTier("/d", least).capacity_bytes == least
+    with pytest.raises(ValueError, match=f"at least {least}"):
+        DiskTier("/d", least - 1)
+
+
+@pytest.mark.parametrize("name", ["disk", "weights_name"])
+@pytest.mark.parametrize(
+    "value", ["", " ", "\x00", "a\x00b", "a\nb", "\ud800", 1, True, None, [], {}], ids=repr
+)
+def test_wrong_name_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=name):
+        Options.from_json(json.dumps(DISK | {name: value}))
+
+
+@pytest.mark.parametrize("name", ["device_bytes", "host_bytes", "ring_bytes", "disk_bytes"])
 @pytest.mark.parametrize("value", [*WRONG_SIZES, *TOO_LARGE], ids=repr)
 def test_wrong_size_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=name):

@@ -15,7 +15,8 @@ import torch
 from sglang_page import count_table, reason_table, size_table
 from vllm_page import ITEMSIZE, MODELS, SIZES
 
-from vitcache.adapters.sglang import model_cache, model_memory, start_up
+from vitcache.adapters.sglang import model_cache, model_disk, model_memory, start_up
+from vitcache.adapters.sglang.model_cache import FETCH_TIMEOUT_S
 from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES
 from vitcache.adapters.sglang.options import VARIABLE, Options
 from vitcache.adapters.sglang.start_up import ANY_VERSION, TESTED_VERSIONS
@@ -62,13 +63,21 @@ def test_table_of_options_has_every_option_and_its_default() -> None:
         None,
         f"{RING_BYTES >> 20} MiB",
     )
+    assert (Options().disk, Options().disk_bytes, Options().weights_name) == (None, 0, None)
+    assert [defaults["disk"], defaults["disk_bytes"]] == ["none", "none"]
+    assert f"at most {FETCH_TIMEOUT_S} s" in PAGE
     assert defaults["trust_engine_hash"] == str(Options().trust_engine_hash).lower()
 
 
 def test_printed_options_are_accepted_and_change_a_default() -> None:
     printed = re.findall(rf"^({VARIABLE}=.*) sglang serve", PAGE, re.M)
     values = [dict(word.split("=", 1) for word in shlex.split(line))[VARIABLE] for line in printed]
-    assert [Options.from_json(value) for value in values] == [Options(host_bytes=16 << 30)]
+    name, disk = "qwen3-vl-8b of May", "/var/cache/vitcache"
+    assert [Options.from_json(value) for value in values] == [
+        Options(host_bytes=16 << 30),
+        Options(host_bytes=16 << 30, disk=disk, disk_bytes=200 << 30, weights_name=name),
+    ]
+    assert PAGE.count(disk) == 3  # in the command of the options, in the line of the log, in that which wipes
     parts = re.findall(r"`(\"\w+\":[^`]+)`", PAGE)
     assert len(parts) > 2
     for text in parts:
@@ -115,8 +124,9 @@ def test_printed_log_lines_are_those_of_a_start(
     start_up.check_start_up()
     shape = model_cache.StepShape(4096, 3, torch.bfloat16, torch.device("cpu"))
     model_memory.make_memory(Qwen3VLForConditionalGeneration(), shape, 1 << 20, Options()).close()
+    model_disk.log_name(Options(disk="/var/cache/vitcache", weights_name="qwen3-vl-8b of May"))
     printed = re.findall(r"^    (vitcache .*)$", PAGE, re.M)
-    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    assert [record.levelname for record in caplog.records] == ["INFO"] * 3
     sizes = r"\b\d+ MiB|pages of \d+|cuda:0|cpu"  # those of the page are an example
     logged = [record.getMessage() for record in caplog.records]
     assert [re.sub(sizes, "*", line) for line in logged] == [re.sub(sizes, "*", line) for line in printed]

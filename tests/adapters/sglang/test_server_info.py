@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.counts import SglangStats
 from vitcache.adapters.sglang.model_cache import StepShape
 from vitcache.adapters.sglang.server_info import server_counts
-from vitcache.cache.stats import CacheStats
+from vitcache.cache.stats import CacheStats, TierStats
 
 SHAPE = StepShape(HIDDEN, 0, torch.float32, torch.device("cpu"))
 TIERS = {"device_bytes": 512, "host_bytes": 4096}
@@ -60,6 +61,26 @@ def test_server_counts_has_the_counts_of_the_statistics(monkeypatch: pytest.Monk
         name: getattr(cache.device, name) for name in ("hits", "hit_bytes", "saved_ms")
     }
     assert theirs["host"]["hits"] == cache.host.hits > 0
+
+
+def test_server_counts_has_the_counts_of_a_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = scene(monkeypatch, **TIERS, disk=str(tmp_path), disk_bytes=1 << 20, weights_name="v1")
+    for _ in range(3):
+        step(made)
+    [cache] = made.service.models.caches
+    assert cache.flush(60)
+    found = server_counts()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    [disk] = found["caches"][0]["tiers"]
+    assert set(disk) == names(TierStats)
+    assert (disk["name"], disk["capacity_bytes"], disk["stored"], disk["is_open"]) == (
+        "disk",
+        1 << 20,
+        1,
+        False,
+    )
+    assert disk["own"]["entries"] == 1
+    made.service.close()
 
 
 def test_server_counts_before_the_first_step_has_the_cache_of_the_start(

@@ -30,7 +30,7 @@ def compactions_per_entry(num_pages: int, capacity: int) -> float:
         while sum(entries.values()) + size > capacity:
             cache.discard(entries.popitem(last=False)[0])
         key = each.to_bytes(32, "big")
-        reservation = on_device.reserve(key, size, 1)
+        reservation = on_device.reserve(key, size, 1, "")
         assert reservation is not None
         with reservation:
             reservation.write(torch.zeros(size, 1))

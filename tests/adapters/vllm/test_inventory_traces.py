@@ -7,10 +7,11 @@ import random
 import pytest
 from vllm_scene.encoder_cache import EncoderCacheModel
 from vllm_scene.engine import make_engine, run_traffic
+from vllm_scene.fake_disk import RandomDisk
 from vllm_scene.requests import make_settings
 
 from vitcache.adapters.vllm.inventory import Inventory
-from vitcache.testing import inspect_inventory
+from vitcache.testing import FetchState, inspect_fetches, inspect_inventory
 
 
 @pytest.mark.parametrize("lag", range(4))
@@ -67,3 +68,38 @@ def test_nothing_is_kept_about_requests_that_ended(lag: int) -> None:
     assert state.num_waiting == 0
     assert state.resident == set(engine.manager.pages)
     assert state.host_pages == state.entry_pages <= 30
+
+
+@pytest.mark.parametrize("lag", range(4))
+@pytest.mark.parametrize(("host_pages", "fetch_pages"), [(6, 5), (20, 16), (100, 40)])
+@pytest.mark.parametrize("is_v2", [False, True])
+def test_random_traffic_over_a_random_disk_fetches_no_entry_of_the_inventory_away(
+    lag: int, host_pages: int, fetch_pages: int, is_v2: bool
+) -> None:
+    inventory = Inventory(make_settings(12, host_pages))
+    engine = make_engine(inventory, EncoderCacheModel, seed=lag, lag=lag, is_v2=is_v2)
+    disk = RandomDisk(engine.workers[0], fetch_pages, lag)
+    inventory.disk = disk.fetches(inventory.counts)
+    run_traffic(engine, 1500, num_items=60, salts=(None, None, "a", "b"))
+    counts = inventory.counts.take()
+    assert counts["hits_disk"] > 3
+    assert counts["disk_waits"] > 50
+    assert not engine.failed
+
+
+@pytest.mark.parametrize("lag", range(3))
+def test_nothing_is_kept_about_fetches_of_requests_that_ended(lag: int) -> None:
+    inventory = Inventory(make_settings(8, 30))
+    engine = make_engine(inventory, EncoderCacheModel, seed=lag, lag=lag)
+    disk = RandomDisk(engine.workers[0], 20, lag)
+    inventory.disk = disk.fetches(inventory.counts)
+    run_traffic(engine, 300)
+    for request in list(engine.running):
+        engine.finish(request)
+    disk.end_all()
+    for _ in range(2):  # in the second pass, its rows are there
+        engine.add_request([("last", 4)])
+        while engine.running:
+            engine.step()
+        disk.end_all()
+    assert inspect_fetches(inventory.disk) == FetchState(set(), set(), 0, 0)

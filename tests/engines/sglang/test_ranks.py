@@ -95,6 +95,17 @@ def test_encoder_that_ends_differently_on_one_rank_raises_on_both(scene: Pair) -
         assert "raised ValueError: only on this rank" in scene.second[name]
 
 
+@of_scene("scene", ["disks"], indirect=True)
+def test_ranks_whose_disks_differ_hold_equal_requests_and_encode_equal_images(scene: Pair) -> None:
+    assert [rank.pop("own") for rank in scene] == [2, 2]
+    found = scene.both()
+    assert found["right"] == [True] * 4
+    assert found["encodes"] == [3, 2]
+    batches = [batch for batch in found["batches"] if batch]
+    assert sorted(name for batch in batches for name in batch) == ["again", "image", "text"]
+    assert "text" in batches[0]
+
+
 @of_scene("scene", ["random_steps"], indirect=True)
 def test_random_steps_are_right_on_ranks_with_different_caches(scene: Pair) -> None:
     for first, second in zip(*scene, strict=True):

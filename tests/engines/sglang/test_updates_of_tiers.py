@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,13 +15,15 @@ from sglang_scene.plugin import plugged
 from sglang_scene.prompts import images
 from sglang_scene.tower import Tower
 from sglang_scene.updates import RELEASE, REQUESTS, Engine, one_rank
+from sglang_scene.waiting import WaitingScheduler, enter, make_request
 
-from vitcache.adapters.sglang import service, stats
+from vitcache.adapters.sglang import arrivals, model_cache, service, stats
 from vitcache.adapters.sglang.model_cache import StepShape
 from vitcache.cache.policies import POLICIES
 from vitcache.cache.stats import CacheStats
 
 IMAGE_BYTES = 10 * HIDDEN * torch.bfloat16.itemsize
+DISK = {"host_bytes": 1 << 20, "disk": "folder", "disk_bytes": 64 << 20, "weights_name": "v1"}
 TWO_TIERS = {"device_bytes": IMAGE_BYTES, "host_bytes": 1 << 20}
 
 
@@ -136,6 +139,32 @@ def fill_kept(engine: Engine) -> IsRight:
     return lambda: engine.is_right(last)
 
 
+def fill_disk(engine: Engine) -> IsRight:
+    """The rows are on the disk, as after a restart, and no tier of the memory has them."""
+    for _ in range(3):
+        assert engine.is_right()
+    write_disk()
+    service.SERVICE.close()
+    service.SERVICE.make_early(engine.tower, StepShape(HIDDEN, 0, torch.bfloat16, torch.device("cpu")))
+    return lambda: is_right_behind_the_fetch(engine)
+
+
+def write_disk() -> None:
+    """Wait until the disk has all three images."""
+    [only] = service.SERVICE.models.caches
+    assert only.flush(60)
+    assert cache().tiers[0].stored == 3
+
+
+def is_right_behind_the_fetch(engine: Engine) -> bool:
+    """Run a step of three images, behind the fetch of their rows."""
+    prompt = images(3)
+    scheduler = WaitingScheduler(engine.tower)
+    enter(scheduler, make_request("request", prompt))
+    scheduler.take_all("request")
+    return engine.is_right([prompt.window()])
+
+
 PLACES = {
     "device": Place({}, fill_device),
     "trusted hash": Place({"trust_engine_hash": True}, fill_device),
@@ -144,8 +173,17 @@ PLACES = {
     "early": Place({}, fill_early),
     "two models": Place({}, fill_two_models),
     "SGLang's own": Place({}, fill_sglangs_own),
+    "disk": Place(DISK, fill_disk),
     "kept": Place({"device_bytes": IMAGE_BYTES}, fill_kept),
 }
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The folder of `DISK`. Requests wait for it as long as it takes."""
+    monkeypatch.chdir(tmp_path)
+    for module in (model_cache, arrivals):
+        monkeypatch.setattr(module, "FETCH_TIMEOUT_S", 60.0)
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -170,3 +208,35 @@ def test_rows_without_a_call_are_those_of_the_old_weights(place: Place) -> None:
         is_right = place.fill(engine)
         engine.load()
         assert not is_right()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_disk_has_no_row_for_a_server_that_starts_after_the_call(call: Callable[[Engine], Any]) -> None:
+    """Neither a row of the old weights nor one of the new ones is found under the old name."""
+    with plugged(**DISK), torch.no_grad():
+        engine = Engine()
+        fill_disk(engine)
+        call(engine)
+        for _ in range(3):
+            assert is_right_behind_the_fetch(engine)
+        write_disk()
+        service.SERVICE.close()
+    for weight in (1, -2):  # the server that starts again has the old weights, or the new ones
+        with plugged(**DISK), torch.no_grad():
+            engine = Engine()
+            engine.tower.weight *= weight
+            service.SERVICE.make_early(
+                engine.tower, StepShape(HIDDEN, 0, torch.bfloat16, torch.device("cpu"))
+            )
+            assert is_right_behind_the_fetch(engine)
+            assert (engine.tower.num_encodes, cache().tiers[0].hits) == (3, 0)
+            service.SERVICE.close()
+
+
+def test_disk_has_the_rows_for_a_server_that_starts_without_a_call() -> None:
+    with plugged(**DISK), torch.no_grad():
+        engine = Engine()
+        is_right = fill_disk(engine)
+        assert is_right()
+        assert (engine.tower.num_encodes, cache().tiers[0].hits) == (3, 3)
+        service.SERVICE.close()

@@ -111,6 +111,18 @@ def pairs_of(model: str) -> list[Case]:
     return [*whole, *pair(f"{model}-v2-chunks", model=model, model_runner=2, num_batched_tokens=CHUNK)]
 
 
+def disks(name: str, **changes: Any) -> list[Case]:
+    """Engines over one disk, to be run in this order, one after the other. The disk of the last one hangs."""
+    options = {"disk": f"disks/{name}", "disk_bytes": "64MiB", "weights_name": "weights"}
+    cases = [
+        Case(f"{name}-first", steps=("recurring",), connector=options),
+        Case(f"{name}-second", steps=("again",), connector=options),
+        Case(f"{name}-renamed", steps=("again",), connector={**options, "weights_name": "second"}),
+        Case(f"{name}-hung", steps=("hung",), connector=options),
+    ]
+    return [replace(case, mode="vitcache", device_pages=8, **changes) for case in cases]
+
+
 OTHERS = [name for name in FAMILIES if name != "qwen3"]
 UNSPLIT = {"disable_chunked_mm_input": True}
 # Each of four requests needs a second block of 128 tokens for its answer.
@@ -137,6 +149,8 @@ CASES = {
         Case("qwen3-no-host", mode="vitcache", host_pages=0),
         Case("qwen3-one-image", mode="vitcache", device_pages=4, host_pages=0),
         Case("qwen3-disabled", mode="vitcache", environment={"VITCACHE_DISABLE": "1"}),
+        *disks("qwen3-disk", model_runner=1),
+        *disks("qwen3-v2-disk", model_runner=2),
         refused("device-below-an-item", ec_transfer_config=extra(device_bytes=3 * PAGE_BYTES["qwen3"])),
         refused("no-manager", ec_manager_config=None),
         refused("no-connector", ec_transfer_config=None),

@@ -158,6 +158,35 @@ def take_reload_alone(engine: Engine) -> Any:
     return [first, engine.ask([1]), engine.ask([1])]
 
 
+RECURRING = ([1], [2, 3], [4])
+
+
+def take_recurring(engine: Engine) -> Any:
+    """Turns that are repeated until the disk has their images."""
+    from vllm.distributed.ec_transfer import get_ec_transfer
+
+    answers = [engine.ask(turn) for _ in range(3) for turn in RECURRING]
+    return {"answers": answers, "is_flushed": get_ec_transfer()._store.cache.flush(60)}
+
+
+def take_again(engine: Engine) -> Any:
+    """The same turns, once."""
+    return [engine.ask(turn) for turn in RECURRING]
+
+
+def take_hung(engine: Engine) -> Any:
+    """The same turns while the disk hangs."""
+    from threading import Event
+
+    from vitcache.tiers.disk_tier import DiskTier
+
+    released, fetch = Event(), DiskTier.fetch
+    DiskTier.fetch = lambda *arguments: (released.wait(120), fetch(*arguments))[1]
+    answers = take_again(engine)
+    released.set()
+    return answers
+
+
 STEPS: dict[str, Callable[[Engine], Any]] = {
     name.removeprefix("take_"): step for name, step in list(globals().items()) if name.startswith("take_")
 }

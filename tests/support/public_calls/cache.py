@@ -96,14 +96,17 @@ CALLS: dict[str, Valid] = {
     "EmbeddingCache.clear": method("clear", weights_name="new"),
     "EmbeddingCache.advance_epoch": method("advance_epoch", weights_name="new"),
     "EmbeddingCache.begin_fetch": method(
-        "begin_fetch", keys=KEYS[:2], num_rows=2, row_width=None, tenant="one"
+        "begin_fetch", keys=KEYS[:2], num_rows=2, row_width=None, tenant="one", evict=True
     ),
     "EmbeddingCache.fetch": method(
         "fetch", keys=KEYS[:2], num_rows=2, row_width=None, tenant="one", timeout_s=0.1
     ),
     "EmbeddingCache.flush": method("flush", timeout_s=1.0),
     "Fetch.wait": lambda stack: (filled(stack).begin_fetch(KEYS[:2], 2).wait, {"timeout_s": 0.1}),
-    "WriteBack": lambda stack: (WriteBack, {"hits": 2, "encode_ms": 50.0, "queue_bytes": "1MiB"}),
+    "WriteBack": lambda stack: (
+        WriteBack,
+        {"hits": 2, "encode_ms": 50.0, "queue_bytes": "1MiB", "from_device": True},
+    ),
     "EmbeddingCache.pages_for": method("pages_for", num_rows=2, width=None),
     "EmbeddingCache.has_room": method("has_room", num_rows=2, row_width=None),
     "EmbeddingCache.expect": method("expect", num_rows=[2], row_width=None),
@@ -120,6 +123,8 @@ CALLS: dict[str, Valid] = {
     "EmbeddingCache.promote": promote,
     "EmbeddingCache.copy_to_host": method("copy_to_host", key=KEYS[0]),
     "EmbeddingCache.demote": method("demote", key=KEYS[0]),
+    "EmbeddingCache.evict": method("evict", key=KEYS[0]),
+    "EmbeddingCache.offer": method("offer", key=KEYS[0]),
     "EmbeddingCache.claim": method("claim", key=KEYS[1]),
     "Reservation.write": write,
     "Claim.put": claim_method("put", rows=ROWS, encode_ms=1.0, tier="device", tenant="one"),

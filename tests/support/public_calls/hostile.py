@@ -66,7 +66,11 @@ _ACCEPTED: tuple[tuple[set[str], str], ...] = (
     (NONE, "vision_pipeline.device_bytes attach.device_bytes attach.host_bytes attach.policy"),
     (NONE, "vision_pipeline.host_bytes"),
     ({"[]"}, "attach.tiers vision_pipeline.tiers"),
-    (FLAG, "checksum complete_key complete_keys contiguous encode encode_ahead move_feature move_features"),
+    (
+        FLAG,
+        "checksum complete_key complete_keys contiguous encode encode_ahead move_feature move_features",
+    ),
+    (FLAG, "evict from_device"),
     (FLAG, "narrow table warm_up.scale warm_up.text_scale warm_up.store"),
     (FLAG, "direct"),
     ({"str", "Text"}, "path"),

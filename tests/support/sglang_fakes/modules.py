@@ -101,6 +101,19 @@ import sglang.srt.managers.scheduler_components.weight_updater
 class Scheduler:
     def __init__(self, server_args=None):
         self.is_idle = True
+        self.waiting_queue = []
+
+    def _add_request_to_queue(self, req, is_retracted=False):
+        self.waiting_queue.append(req)
+
+    def get_new_batch_prefill(self, running_batch):
+        for req in self.ready_grammars:
+            self._add_request_to_queue(req)
+        admitted = self.waiting_queue[:1]
+        self.waiting_queue = self.waiting_queue[1:]
+        return SimpleNamespace(batch_to_run=admitted or None, running_batch=running_batch)
+
+    ready_grammars = ()
 
     def run_batch(self, batch, pp_proxy_tensors=None):
         return batch

@@ -20,7 +20,7 @@ class Case:
     """One engine: its plug-ins and requests.
 
     `steps` are functions of `child`, called in order. `environment` adds variables, and `options` replaces
-    options of `Engine`.
+    options of `Engine`. `disk`: the options of a plug-in with a disk, which the program gives a folder.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Case:
     limit_s: float = 150
     environment: dict[str, str] = field(default_factory=dict, hash=False)
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    disk: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the process, beside those of every engine."""
@@ -53,6 +54,8 @@ def environment(folder: Path) -> dict[str, str]:
 CHUNK_OF_BAD = 256
 # SGLang would wait for a minute for dumps of its processes when a scheduler ends.
 NO_DUMPS = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"}
+PATIENT = ("vitcache", "probe", "patient")
+DISK = {"host_bytes": "16 MiB", "disk_bytes": "64 MiB", "weights_name": "first"}
 STEPS = ("chat", "swapped", "together", "prefix", "flush")
 
 
@@ -70,11 +73,13 @@ def bad(name: str, **options: Any) -> Case:
     )
 
 
-def ranks(name: str, plug_ins: tuple[str, ...], *steps: str) -> Case:
+def ranks(name: str, plug_ins: tuple[str, ...], *steps: str, disk: dict[str, Any] | None = None) -> Case:
     """An engine of two tensor parallel ranks."""
     # SGLang wants a NUMA node for each rank on a CPU, unless its cores are given.
     environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
-    return Case(name, plug_ins, steps, limit_s=300, environment=environment, options={"tp_size": 2})
+    return Case(
+        name, plug_ins, steps, limit_s=300, environment=environment, options={"tp_size": 2}, disk=disk or {}
+    )
 
 
 CASES = {
@@ -88,7 +93,10 @@ CASES = {
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
         Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
+        Case("disk", PATIENT, steps=("kept", "restarted"), limit_s=300, disk=DISK),
+        Case("disk-renamed", PATIENT, steps=("kept", "renamed"), limit_s=300, disk=DISK),
         ranks("stock-ranks", ("probe",), "chat", "new"),
         ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
+        ranks("disk-ranks", PATIENT, "kept", "restarted", disk=DISK),
     )
 }

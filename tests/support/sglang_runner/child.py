@@ -6,6 +6,7 @@ It starts the engine of a case, takes the steps of the case, and writes a result
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -48,13 +49,21 @@ class Engine:
     """An `Engine` of SGLang, and the counts of its scheduler since it was up."""
 
     def __init__(self, case: Case, model: Path, folder: Path) -> None:
-        from sglang.srt.entrypoints.engine import Engine as SglangEngine
-
         self.model = model
         self.placeholder = FAMILIES[case.model].placeholder
+        self._case, self._folder = case, folder
         self._counts = folder / "counts.json"
+        self.start()
+
+    def start(self, **options: Any) -> None:
+        """Start the engine. `options` are those of the plug-in, for a case with a disk."""
+        from sglang.srt.entrypoints.engine import Engine as SglangEngine
+
+        if self._case.disk:
+            disk = {**self._case.disk, "disk": str(self._folder / "disk"), **options}
+            os.environ["VITCACHE_SGLANG_OPTIONS"] = json.dumps(disk)
         begin = time.monotonic()
-        self.engine = SglangEngine(model_path=str(model), **{**OPTIONS, **case.options})
+        self.engine = SglangEngine(model_path=str(self.model), **{**OPTIONS, **self._case.options})
         self.up_s = time.monotonic() - begin
         self.engine.collective_rpc("watch")
 
@@ -156,6 +165,31 @@ def take_broken(engine: Engine) -> Any:
         return {"type": type(error).__name__, "text": str(error)}
     finally:
         engine.engine.collective_rpc("break_rank", rank=None)
+
+
+def take_kept(engine: Engine) -> Any:
+    """The turns of `chat`, until the disk has their images."""
+    turns = [engine.ask(turn) for turn in (*TURNS, TURNS[-1])]
+    while True:
+        [disk] = engine.server_info()["caches"][0]["tiers"]
+        if disk["stored"] + disk["skipped_stores"] >= len(
+            TURNS[-1]
+        ):  # another rank stores those that it skips
+            return turns
+
+
+def take_restarted(engine: Engine) -> Any:
+    """The last turn after the end of the engine, and a new image, with an engine that has started again."""
+    engine.engine.shutdown()
+    engine.start()
+    return [engine.ask(TURNS[-1]), engine.ask(NEW)]
+
+
+def take_renamed(engine: Engine) -> Any:
+    """The last turn with an engine that has started again, and has another name for its weights."""
+    engine.engine.shutdown()
+    engine.start(weights_name="other")
+    return [engine.ask(TURNS[-1])]
 
 
 def take_new(engine: Engine) -> Any:

@@ -71,6 +71,14 @@ def refuse(*_: Any) -> None:
     raise MemoryError("no memory on this rank")
 
 
+def patient() -> None:
+    """Let requests wait for a disk as long as it takes, also on a busy machine."""
+    if SCHEDULER in sys.modules:
+        from vitcache.adapters.sglang import model_cache
+
+        model_cache.FETCH_TIMEOUT_S = 60.0
+
+
 def rename() -> None:
     """Rename a function that vitcache hooks, as a newer SGLang may."""
     module = sys.modules.get(MM_UTILS)

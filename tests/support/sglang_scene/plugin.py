@@ -21,6 +21,7 @@ from sglang.srt.runtime_context import get_context
 import vitcache.adapters.sglang as adapter
 from vitcache.adapters.sglang import service
 from vitcache.adapters.sglang.engine_modules import server_arguments
+from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.options import VARIABLE
 from vitcache.adapters.sglang.start_up import HOOKED
 from vitcache.adapters.sglang.targets import Target
@@ -88,6 +89,7 @@ def stock(num_bytes: int = DEFAULT_BYTES) -> Iterator[None]:
 def plugged(num_bytes: int = DEFAULT_BYTES, **options: Any) -> Iterator[None]:
     """SGLang with the plug-in and its options, as in a new process whose SGLang reserves `num_bytes`."""
     service.SERVICE = service.Service()
+    LOADED.are_original = True
     os.environ[VARIABLE] = json.dumps(options)
     switch(is_on=True)
     try:

@@ -11,10 +11,12 @@ import torch
 from vitcache.adapters.vllm.settings import Settings
 
 
-def make_settings(device_pages: int, host_pages: int, *, page_rows: int = 4, row_width: int = 8) -> Settings:
-    """Return settings of tiers with these numbers of pages."""
+def make_settings(
+    device_pages: int, host_pages: int, *, page_rows: int = 4, row_width: int = 8, **options: Any
+) -> Settings:
+    """Return settings of tiers with these numbers of pages, and further options."""
     page_bytes = page_rows * row_width * 4
-    options = {
+    sizes = {
         "device_bytes": device_pages * page_bytes,
         "host_bytes": host_pages * page_bytes,
         "page_rows": page_rows,
@@ -28,7 +30,7 @@ def make_settings(device_pages: int, host_pages: int, *, page_rows: int = 4, row
         hf_config=SimpleNamespace(),
     )
     transfer = SimpleNamespace(
-        ec_connector="VitCacheConnector", ec_role="ec_both", ec_connector_extra_config=options
+        ec_connector="VitCacheConnector", ec_role="ec_both", ec_connector_extra_config={**sizes, **options}
     )
     return Settings.from_config(SimpleNamespace(ec_transfer_config=transfer, model_config=model))
 

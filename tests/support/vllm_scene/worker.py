@@ -28,6 +28,10 @@ class WorkerModel:
     rows: dict[str, Content] = field(default_factory=dict)  # vLLM's dict
     epoch: int = 0
     num_loads: int = 0
+    disk: dict[ItemKey, Content] | None = None
+    fetch_pages: int = 0  # beside the host tier
+    num_fetching: int = 0  # of these and of those of the host tier, pages of fetches that have not ended
+    orders: StepOrders = field(default_factory=StepOrders)
 
     def begin(self, orders: StepOrders) -> None:
         self.orders = orders
@@ -52,7 +56,7 @@ class WorkerModel:
                 continue
             self._check(key not in self.shown.values(), f"{key} is shown")
             self.host[key] = self.device.pop(key)
-        self._check_pages()
+        self.check_pages()
         for identifier in orders.saves:
             self.rows.pop(identifier, None)
             self.release(identifier)
@@ -62,7 +66,7 @@ class WorkerModel:
             self.device[order.key] = self.host[order.key]
             self.show(identifier, order.key)
             self.num_loads += 1
-        self._check_pages()
+        self.check_pages()
 
     def encode(self, identifier: str, content: Content, *, is_v2: bool) -> None:
         """Run the encoder for an item, and save its rows, as a model runner does."""
@@ -72,12 +76,13 @@ class WorkerModel:
         order = self.orders.saves.get(identifier)
         if order is None or order.key in self.report.saved or self.refuses(order.key):
             return
+        self.host.pop(order.key, None)  # late rows of the disk
         self.device[order.key] = content
         if order.to_host:
             self.host[order.key] = content
         self.show(identifier, order.key)
         self.report.saved.add(order.key)
-        self._check_pages()
+        self.check_pages()
 
     def place(self, windows: object) -> None:
         """Do nothing: vLLM's merge reads the rows."""
@@ -95,15 +100,24 @@ class WorkerModel:
         self.rows[identifier] = self.device[key]
 
     def end(self) -> StepReport | None:
+        for key in self.orders.offers:
+            if key in self.device:
+                self.host[key] = self.device[key]
+                self.check_pages()
+            if self.disk is not None and key in self.host:
+                self.disk[key] = self.host[key]
         has_news = self.orders.saves or self.orders.loads or self.report.missing
         return self.report if has_news else None
 
-    def _check_pages(self) -> None:
-        for name, contents, most in (
-            ("device", [*self.device.values(), *self.dropped.values()], self.settings.device_pages),
-            ("host", self.host.values(), self.settings.host_pages),
+    def check_pages(self) -> None:
+        """Raise `Broken` if a tier contains more than its pages."""
+        pages = self.settings.pages_for
+        device = sum(pages(content[2]) for content in (*self.device.values(), *self.dropped.values()))
+        host = sum(pages(content[2]) for content in self.host.values()) + self.num_fetching
+        for name, used, most in (
+            ("device", device, self.settings.device_pages),
+            ("host", host, self.settings.host_pages + self.fetch_pages),
         ):
-            used = sum(self.settings.pages_for(content[2]) for content in contents)
             self._check(used <= most, f"{used} {name} pages are used, there are {most}")
 
     def _check(self, is_right: bool, message: str) -> None:

@@ -28,6 +28,10 @@ class SglangStats:
         a request that is not ended, or that SGLang retracts, can fail, and count, in several steps.
     ended
         Requests that were ended because of such an item.
+    held
+        Requests that waited in SGLang's queue while their items were hashed, or fetched from the disk.
+    late
+        Of these, those that no longer waited, because the fetch took too long.
     originals
         Steps that SGLang's own function has computed, by the reason.
     unshared
@@ -41,6 +45,8 @@ class SglangStats:
     encodes: int = 0
     errors: int = 0
     ended: int = 0
+    held: int = 0
+    late: int = 0
     originals: Mapping[str, int] = field(default_factory=dict)
     unshared: int = 0
     caches: tuple[CacheStats, ...] = ()
@@ -64,6 +70,8 @@ class Counts:
         self.encodes = 0
         self.errors = 0
         self.ended = 0
+        self.held = 0
+        self.late = 0
         self.unshared = 0
         self.originals: Counter[str] = Counter()
 
@@ -103,6 +111,8 @@ class Counts:
             encodes=self.encodes,
             errors=self.errors,
             ended=self.ended,
+            held=self.held,
+            late=self.late,
             originals=dict(self.originals),
             unshared=self.unshared,
             caches=caches,

@@ -11,6 +11,7 @@ SCHEDULE_BATCH = "sglang.srt.managers.schedule_batch"
 SCHEDULER = "sglang.srt.managers.scheduler"
 WEIGHT_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
 RUNTIME_CONTEXT = "sglang.srt.runtime_context"
+MEM_CACHE = "sglang.srt.mem_cache.common"
 DP_ATTENTION = "sglang.srt.layers.dp_attention"
 
 

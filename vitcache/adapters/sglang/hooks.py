@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from vitcache.adapters.sglang.failed_requests import RUN
+from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.tenant import remember_tenant
 
 if TYPE_CHECKING:
@@ -92,12 +93,42 @@ def around_extend_items(original: Callable[..., Any], request: Any, *args: Any, 
     return result
 
 
+def around_add_request(
+    original: Callable[..., Any], scheduler: Any, request: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """`Scheduler._add_request_to_queue`: begins to fetch the rows of a request that enters the queue."""
+    service = _used_service()
+    if service is None:
+        return original(scheduler, request, *args, **kwargs)
+    with service.arrivals.held.entry(scheduler):
+        result = original(scheduler, request, *args, **kwargs)
+        service.arrivals.fetch(scheduler, request)
+    return result
+
+
+def around_new_batch(
+    original: Callable[..., Any], scheduler: Any, running_batch: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """`Scheduler.get_new_batch_prefill`: leaves out requests whose rows are still being fetched."""
+    service = _used_service()
+    # A request whose grammar is ready enters the queue inside of the call.
+    if service is None or not service.arrivals.are_fetched:
+        return original(scheduler, running_batch, *args, **kwargs)
+    with service.arrivals.held.choice(scheduler):
+        plan = original(scheduler, running_batch, *args, **kwargs)
+    if plan.batch_to_run is None and plan.running_batch.is_empty():
+        service.arrivals.held.pause()
+    return plan
+
+
 def around_flush(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`Scheduler.flush_cache`: removes every entry, if SGLang has flushed its own caches."""
     is_flushed = original(*args, **kwargs)
     service = _used_service()
-    if is_flushed and service is not None:
-        service.clear()
+    if is_flushed:
+        LOADED.are_original = False
+        if service is not None:
+            service.clear()
     return is_flushed
 
 
@@ -117,6 +148,7 @@ def around_update(original: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     try:
         return original(*args, **kwargs)
     finally:
+        LOADED.are_original = False
         service = _used_service()
         if service is not None:
             service.advance_epoch()

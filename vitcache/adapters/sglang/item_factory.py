@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.feature_places import (
+    can_be_borrowed,
     can_be_opened,
     encoder_moves,
     open_feature,
     wait_until_offloaded,
 )
 from vitcache.adapters.sglang.item_keys import ItemKey, item_key
+from vitcache.adapters.sglang.tenant import label_of
 from vitcache.keys.content import KEY_BYTES
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span
@@ -117,6 +120,32 @@ class ItemFactory:
                 feature, spans, key=os.urandom(KEY_BYTES), complete_key=True, move_feature=False
             ), None
 
+    def make_unread(
+        self, source: Any, spans: Sequence[Span], tenant: tuple[str, str], known: ItemKey | None
+    ) -> tuple[Item, ItemKey] | None:
+        """Return an item of `source` whose rows can be fetched before a step needs them, and its key.
+
+        No encoder reads it. None: the item has no key of its content, or its feature is in the memory of
+        another process.
+        """
+        num_rows = sum(span.length for span in spans)
+        key = known or item_key(source, num_rows, tenant, self.trust_engine_hash)
+        if not key.is_shared or (key.key is None and key.digest is None and can_be_borrowed(source)):
+            return None
+        item = Item(
+            # SGLang may replace the feature before it is hashed.
+            partial(_when_offloaded, source, source.feature),
+            spans,
+            key=key.key,
+            row_width=self.row_width(source.modality),
+            tenant=label_of(tenant),
+            context=source,
+            move_feature=False,
+            sglang=key.arguments,
+        )
+        item.digest = key.digest
+        return item, key
+
     def _precomputed(self, source: Any, spans: Sequence[Span]) -> Item:
         rows = source.precomputed_embeddings
         if isinstance(rows, list | tuple) and len(rows) == 1:
@@ -152,9 +181,16 @@ class ItemFactory:
             key=key.key,
             complete_key=not key.is_shared,
             row_width=self.row_width(source.modality),
+            tenant=label_of(tenant),
             context=source,
             move_feature=is_moved,
             sglang=key.arguments,  # hashed with the feature
         )
         item.digest = key.digest
         return item, key
+
+
+def _when_offloaded(source: Any, feature: Any) -> Any:
+    """Return a feature of a source after the copies of it to host memory."""
+    wait_until_offloaded(source, feature)
+    return feature

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from vitcache.adapters.sglang.model_disk import make_tiers, weights_name
 from vitcache.adapters.sglang.options import Options
 from vitcache.cache.embedding_cache import EmbeddingCache
 
 MOST_PAGE_ROWS = 16
 FEWEST_PAGES = 1024
+FETCH_TIMEOUT_S = 0.1  # longest wait of a request for the disk
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ def make_cache(shape: StepShape, device_bytes: int, options: Options) -> Embeddi
     ------
     MemoryError
         If the memory of a tier cannot be allocated.
+    OSError
+        As `make_tiers`.
     """
     width = shape.hidden * (1 + shape.levels)
     row_bytes = width * shape.dtype.itemsize
@@ -46,6 +50,9 @@ def make_cache(shape: StepShape, device_bytes: int, options: Options) -> Embeddi
         host_bytes=max(options.host_bytes, size * row_bytes) if options.host_bytes else 0,
         page_rows=size,
         policy=options.policy,
+        tiers=make_tiers(options),
+        weights_name=weights_name(options),
+        fetch_timeout_s=FETCH_TIMEOUT_S,
     )
 
 

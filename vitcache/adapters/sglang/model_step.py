@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from vitcache.adapters.sglang.counts import Counts
 from vitcache.adapters.sglang.encoder_calls import EncoderCalls, PrunedVideo, max_rows_per_encode
 from vitcache.adapters.sglang.failed_items import FailedItem, report
+from vitcache.adapters.sglang.fetched_items import FetchedItems
+from vitcache.adapters.sglang.held_requests import AnyRank
 from vitcache.adapters.sglang.item_factory import ItemFactory
 from vitcache.adapters.sglang.model_cache import StepShape
 from vitcache.adapters.sglang.model_memory import ModelMemory
@@ -18,30 +20,9 @@ from vitcache.adapters.sglang.namespace import namespace_of
 from vitcache.adapters.sglang.options import Options
 from vitcache.adapters.sglang.ranks import Ranks, RanksDiffer
 from vitcache.adapters.sglang.request_items import RequestItems
+from vitcache.adapters.sglang.step_call import StepCall
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.vision_pipeline import VisionPipeline
-
-
-class StepCall(NamedTuple):
-    """The requests of a step.
-
-    Attributes
-    ----------
-    requests, starts, lengths, offsets
-        Per request: SGLang's `MultimodalInputs`; the first token of the step, counted in the prompt; the
-        number of tokens; and the position of the first one in the batch.
-    use_deepstack
-        The modalities whose rows have deepstack columns.
-    batch
-        SGLang's `ForwardBatch`, or None: it has the ids of the requests.
-    """
-
-    requests: Sequence[Any]
-    starts: Sequence[int]
-    lengths: Sequence[int]
-    offsets: Sequence[int]
-    use_deepstack: Mapping[Any, bool]
-    batch: Any = None
 
 
 class ModelStep:
@@ -68,7 +49,8 @@ class ModelStep:
         self.model = _reference(model)
         self.shape = shape
         self._counts = counts
-        self._deepstack: Mapping[Any, bool] = {}
+        # Until the first step tells it.
+        self._deepstack: Mapping[Any, bool] = getattr(model, "use_deepstack", None) or {}
         self._ranks = Ranks.of_scheduler()
         self._calls = EncoderCalls(counts, shape.dtype, self._ranks)
         self.cache = memory.cache
@@ -94,6 +76,11 @@ class ModelStep:
     def is_orphan(self) -> bool:
         """Whether the model was collected."""
         return isinstance(self.model, weakref.ref) and self.model() is None
+
+    @property
+    def any_rank(self) -> AnyRank | None:
+        """As in `HeldRequests`."""
+        return None if self._ranks is None else self._ranks.any_rank
 
     def embed(
         self, call: StepCall, model: Any, functions: Mapping[Any, Any] | None, inputs_embeds: Tensor
@@ -124,6 +111,32 @@ class ModelStep:
             raise RuntimeError(f"vitcache: {differ}") from differ
         finally:
             self._calls.use(None, None)
+
+    def fetch(self, inputs: Any, start: int, stop: int) -> FetchedItems | None:
+        """Begin to fetch the rows of a request from the tiers below the host tier.
+
+        Parameters
+        ----------
+        inputs
+            SGLang's `MultimodalInputs` of a request.
+        start, stop
+            The tokens that SGLang will compute.
+
+        Returns
+        -------
+        FetchedItems or None
+            None: all rows are in memory already, or none can be fetched.
+
+        Raises
+        ------
+        RuntimeError
+            As `FetchedItems.begin`.
+        """
+        fetched = FetchedItems(inputs, start, stop, self._factory, self._pipeline)
+        if fetched.are_cached:
+            return None
+        fetched.begin()
+        return fetched
 
     def _place(self, call: StepCall, inputs_embeds: Tensor) -> dict[str, Tensor] | None:
         hidden, levels = self.shape.hidden, self.shape.levels

@@ -12,7 +12,9 @@ from vitcache.cache.policies import POLICIES
 from vitcache.ring.pinned_ring import MIN_BYTES
 
 VARIABLE = "VITCACHE_SGLANG_OPTIONS"
-_FEWEST_BYTES = {"device_bytes": 1, "host_bytes": 0, "ring_bytes": MIN_BYTES}
+_FEWEST_BYTES = {"device_bytes": 1, "host_bytes": 0, "ring_bytes": MIN_BYTES, "disk_bytes": 1 << 20}
+# Options without effect unless another one is set, too.
+_NEEDS = {"disk": ("host_bytes", "disk_bytes"), "disk_bytes": ("disk",), "weights_name": ("disk",)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class Options:
     trust_engine_hash
         True: the 64-bit hash of SGLang stands for the content of an item. Items are then not hashed by
         vitcache, and two items with one hash, of one modality, one number of rows and equal grids are one.
+    disk
+        A folder for a disk tier below the host tier, which all ranks of the machine share. None: no disk
+        tier.
+    disk_bytes
+        Most bytes of the folder.
+    weights_name
+        Names the weights in the disk tier: equal names only for equal weights. None: the revision of the
+        model if it is a commit hash; else a random name.
 
     Examples
     --------
@@ -50,6 +60,9 @@ class Options:
     policy: str = "lru"
     ring_bytes: int | None = None
     trust_engine_hash: bool = False
+    disk: str | None = None
+    disk_bytes: int = 0
+    weights_name: str | None = None
 
     @classmethod
     def from_environment(cls) -> Options:
@@ -68,8 +81,8 @@ class Options:
         Raises
         ------
         ValueError
-            If `text` is not JSON, an option or a policy is unknown, an option has two values, or a number is
-            too small or too large.
+            If `text` is not JSON, an option or a policy is unknown, an option has two values, a number is too
+            small or too large, a name is empty or no text, or an option is given without one that it needs.
         TypeError
             If `text` is not a JSON object, or an option has the wrong type.
         """
@@ -85,7 +98,12 @@ class Options:
             raise ValueError(
                 f"{VARIABLE} has the unknown options {shown(unknown)}; known options: {', '.join(known)}"
             )
-        return cls(**{name: _check(name, value) for name, value in values.items()})
+        options = cls(**{name: _check(name, value) for name, value in values.items()})
+        for name, needed in _NEEDS.items():
+            missing = [other for other in needed if name in values and not getattr(options, other)]
+            if missing:
+                raise ValueError(f"{VARIABLE}[{name!r}] needs {' and '.join(map(repr, missing))}")
+        return options
 
 
 def _one_value_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,14 +121,28 @@ def _check(name: str, value: Any) -> Any:
         return value
     if name == "policy":
         return _check_policy(option, value)
+    if name in ("disk", "weights_name"):
+        return _check_name(option, value)
     if name == "max_rows_per_encode":
         return to_int(option, value, 1, INT64_MAX)
     return to_int(option, to_bytes(option, value, _FEWEST_BYTES[name]), maximum=INT64_MAX)
 
 
+def _check_str(option: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{option} must be a str, got {shown(value)} of type {type(value).__name__}")
+
+
+def _check_name(option: str, value: Any) -> str:
+    name = _check_str(option, value)
+    if not name.strip() or not name.isprintable():  # nor is a lone surrogate
+        raise ValueError(f"{option} is {shown(name)}, it must be a text of printable characters")
+    return name
+
+
 def _check_policy(option: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{option} must be a str, got {shown(value)} of type {type(value).__name__}")
-    if value not in POLICIES:
-        raise ValueError(f"{option} is {shown(value)}, it must be one of {', '.join(map(repr, POLICIES))}")
-    return value
+    policy = _check_str(option, value)
+    if policy not in POLICIES:
+        raise ValueError(f"{option} is {shown(policy)}, it must be one of {', '.join(map(repr, POLICIES))}")
+    return policy

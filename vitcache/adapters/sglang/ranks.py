@@ -86,6 +86,11 @@ class Ranks:
         self._encodes = self._encodes or bool((agreed == RankState.MISS).any())
         return agreed
 
+    def any_rank(self, flags: Sequence[bool]) -> Sequence[bool]:
+        """Return for each flag whether a rank has set it. Raises as `Agreement.states`."""
+        found: list[bool] = self._agreement(torch.tensor(flags, device="cpu")).tolist()
+        return found
+
     def call(self, embedder: Callable[[list[Any]], Any], sources: list[Any]) -> Any:
         """Call an encoder, and compare the ends of the call on all ranks.
 

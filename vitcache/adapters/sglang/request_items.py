@@ -110,8 +110,7 @@ class RequestItems:
             return
         for source, item, key in self._unkeyed:
             if item.digest is not None:
-                known = key._replace(digest=item.digest)
-                source.__dict__[NAME] = _KnownKey(source.offsets, self._tenant, known)
+                store_key(source, self._tenant, key._replace(digest=item.digest))
         self._unkeyed = [each for each in self._unkeyed if each[1].digest is None]
 
     def _is_current(self, sources: Sequence[Any]) -> bool:
@@ -143,14 +142,9 @@ class RequestItems:
         has_rows = source.precomputed_embeddings is not None
         if has_rows and not any(span.start < stop and start < span.stop for span in spans):
             return Item(None, None)
-        known: _KnownKey | None = source.__dict__.get(NAME)
-        # A random key stays: on another rank the same item may still be unhashable, and ranks must agree.
-        is_fixed = known is not None and not known.key.is_shared
-        if known is not None and not is_fixed and not known.is_of(offsets, self._tenant):
-            known = None
-        item, key = factory.make(source, spans, self._tenant, None if known is None else known.key)
+        item, key = factory.make(source, spans, self._tenant, known_key(source, self._tenant))
         if key is not None and key.key is not None:
-            source.__dict__[NAME] = _KnownKey(offsets, self._tenant, key)
+            store_key(source, self._tenant, key)
         elif key is not None and key.digest is None:
             self._unkeyed.append((source, item, key))
         return item
@@ -170,6 +164,20 @@ class _KnownKey(NamedTuple):
     def is_of(self, offsets: Any, tenant: tuple[str, str]) -> bool:
         """Whether the key was computed from these objects."""
         return self.offsets is offsets and self.tenant == tenant
+
+
+def known_key(source: Any, tenant: tuple[str, str]) -> ItemKey | None:
+    """Return the key that was stored with an item of SGLang for a tenant, or None."""
+    known: _KnownKey | None = source.__dict__.get(NAME)
+    # A random key stays: on another rank the same item may still be unhashable, and ranks must agree.
+    if known is None or (known.key.is_shared and not known.is_of(source.offsets, tenant)):
+        return None
+    return known.key
+
+
+def store_key(source: Any, tenant: tuple[str, str], key: ItemKey) -> None:
+    """Store the key of an item of SGLang with it: later requests of a session have the same item."""
+    source.__dict__[NAME] = _KnownKey(source.offsets, tenant, key)
 
 
 def spans_of(offsets: Any) -> list[Span]:

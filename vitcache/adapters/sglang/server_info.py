@@ -18,7 +18,8 @@ def server_counts() -> dict[str, Any]:
     -------
     dict
         ``version``, ``is_disabled`` (VITCACHE_DISABLE is set), and each field of `SglangStats`. Each of its
-        ``caches`` has the fields of `CacheStats`. All values are dicts, lists, str, int, float and bool.
+        ``caches`` has the fields of `CacheStats`, and each of their ``tiers`` those of `TierStats`. All
+        values are dicts, lists, str, int, float and bool.
 
     Notes
     -----
@@ -32,4 +33,7 @@ def server_counts() -> dict[str, Any]:
 
 def _of_cache(stats: CacheStats) -> dict[str, Any]:
     counts = {field.name: getattr(stats, field.name) for field in fields(stats)}
-    return counts | {"device": stats.device._asdict(), "host": stats.host._asdict()}
+    tiers = [{field.name: getattr(tier, field.name) for field in fields(tier)} for tier in stats.tiers]
+    for tier in tiers:
+        tier["own"] = dict(tier["own"])
+    return counts | {"device": stats.device._asdict(), "host": stats.host._asdict(), "tiers": tiers}

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.disabling import is_disabled
+from vitcache.adapters.sglang.arrivals import Arrivals
 from vitcache.adapters.sglang.counts import Counts, SglangStats
+from vitcache.adapters.sglang.held_requests import HeldRequests
+from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.model_cache import StepShape
-from vitcache.adapters.sglang.model_memory import ModelMemory, make_memory
-from vitcache.adapters.sglang.model_step import ModelStep, StepCall
-from vitcache.adapters.sglang.options import Options
+from vitcache.adapters.sglang.model_steps import ModelSteps
+from vitcache.adapters.sglang.step_call import StepCall
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
 from vitcache.adapters.sglang.token_offsets import token_offsets
 from vitcache.rows import DTYPES
@@ -28,26 +30,12 @@ class Service:
 
     def __init__(self) -> None:
         self.counts = Counts()
-        self._options: Options | None = None
-        self._generation = STOCK_CACHE.generation
-        self._steps: dict[tuple[int, StepShape], ModelStep] = {}
-        self._early: tuple[StepShape, ModelMemory] | None = None  # until the first step
+        self.models = ModelSteps(STOCK_CACHE, self.counts)
+        self.arrivals = Arrivals(self.models, HeldRequests(self.counts))
 
     def make_early(self, model: Any, shape: StepShape) -> None:
-        """Allocate the memory of the first step now, when a scheduler starts.
-
-        If the first step has another shape, its memory replaces this one, as does that of a later scheduler.
-
-        Raises
-        ------
-        MemoryError
-            As `make_memory`.
-        """
-        # Also those of an earlier scheduler of this process: its cache of SGLang was replaced.
-        if self._generation != STOCK_CACHE.generation:
-            self._close_replaced()
-        self._close_early()
-        self._early = shape, self._make_memory(model, shape)
+        """Allocate the memory of the first step when a scheduler starts. As `ModelSteps.make_early`."""
+        self.models.make_early(model, shape)
 
     def embed(
         self,
@@ -110,7 +98,7 @@ class Service:
             return None
         rows = rows.detach().contiguous()
         levels = len(model.deepstack_visual_indexes) if use_deepstack else 0
-        step = self._step_of(model, StepShape(rows.shape[1], levels, rows.dtype, rows.device))
+        step = self.models.step_of(model, StepShape(rows.shape[1], levels, rows.dtype, rows.device))
         placed = step.embed(
             StepCall(requests, starts, lengths, offsets, use_deepstack, batch), model, functions, rows
         )
@@ -121,24 +109,28 @@ class Service:
         return rows, placed
 
     def clear(self) -> None:
-        """Remove every entry of every cache, also of SGLang's own."""
+        """Remove every entry of every cache, also of SGLang's own. The weights lose their name."""
+        LOADED.are_original = False
         STOCK_CACHE.clear()
-        for step in self._steps.values():
-            step.cache.clear()
+        for cache in self.models.caches:
+            cache.clear()
 
     def advance_epoch(self) -> None:
         """Make every entry of every cache unreachable, also of SGLang's own: the weights have changed."""
+        LOADED.are_original = False
         STOCK_CACHE.clear()
-        for step in self._steps.values():
-            step.cache.advance_epoch()
+        for cache in self.models.caches:
+            cache.advance_epoch()
+
+    def close(self) -> None:
+        """Close all caches. Rows that wait for the disk are written first, for some seconds at most."""
+        self.arrivals.held.clear()
+        self.models.close()
 
     def stats(self) -> SglangStats:
         """Return the counts of this process."""
-        early = self._early
-        caches = [] if early is None else [early[1].cache]
-        caches += [step.cache for step in list(self._steps.values())]
         found = []
-        for cache in caches:
+        for cache in self.models.caches:
             with suppress(RuntimeError):  # another thread has just closed it
                 found.append(cache.stats())
         return self.counts.read(tuple(found))
@@ -147,53 +139,6 @@ class Service:
         """Count a step of SGLang's own function, whose cache then has its own size."""
         self.counts.add_original(reason)
         STOCK_CACHE.restore()
-
-    def _step_of(self, model: Any, shape: StepShape) -> ModelStep:
-        """Return the steps of a model. The first step of a model makes its cache."""
-        if self._generation != STOCK_CACHE.generation:
-            self._close_replaced()
-        step = self._steps.get((id(model), shape))
-        if step is not None and step.model() is model:
-            return step
-        # A model that was collected can have had the same id.
-        self._close([name for name, step in self._steps.items() if step.is_orphan])
-        memory = self._memory_for(model, shape)
-        step = ModelStep(model, shape, memory, self._read_options(), self.counts)
-        self._steps[id(model), shape] = step
-        return step
-
-    def _close_replaced(self) -> None:
-        """Close all caches: SGLang has made its own one again, which may have another size now."""
-        self._generation = STOCK_CACHE.generation
-        self._options = None  # the operator may have changed them
-        self._close(list(self._steps))
-        self._close_early()
-
-    def _close_early(self) -> None:
-        early, self._early = self._early, None
-        if early is not None:
-            early[1].close()
-
-    def _memory_for(self, model: Any, shape: StepShape) -> ModelMemory:
-        """Return the memory of `make_early`, once, or new memory. That of another shape is closed first."""
-        early = self._early
-        if early is not None and early[0] == shape:
-            self._early = None
-            return early[1]
-        self._close_early()
-        return self._make_memory(model, shape)
-
-    def _make_memory(self, model: Any, shape: StepShape) -> ModelMemory:
-        return make_memory(model, shape, STOCK_CACHE.reserved_bytes, self._read_options())
-
-    def _read_options(self) -> Options:
-        if self._options is None:
-            self._options = Options.from_environment()
-        return self._options
-
-    def _close(self, names: Sequence[tuple[int, StepShape]]) -> None:
-        for name in names:
-            self._steps.pop(name).close()
 
 
 def _has_pruned_video(model: Any, requests: Sequence[Any]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from vitcache._version import __version__
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.sglang.engine_modules import MM_SCHEDULE, SCHEDULER
+from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.stock_cache import STOCK_CACHE
 from vitcache.adapters.sglang.targets import (
     TARGETS,
@@ -32,6 +33,7 @@ def around_set_up(original: Callable[..., Any], scheduler: Any, *args: Any, **kw
     engine does not start.
     """
     check_start_up()
+    LOADED.are_original = True
     result = original(scheduler, *args, **kwargs)
     config = getattr(scheduler, "model_config", None)
     if getattr(config, "is_multimodal", False) and not is_disabled():

@@ -57,6 +57,8 @@ TARGETS = (
     ),
     Target(SCHEDULE_BATCH, "Req.extend_image_inputs", hooks.around_extend_items, ("self", "image_inputs")),
     Target(SCHEDULER, "Scheduler.run_batch", hooks.around_run_batch, ("self", "batch")),
+    Target(SCHEDULER, "Scheduler._add_request_to_queue", hooks.around_add_request, ("self", "req")),
+    Target(SCHEDULER, "Scheduler.get_new_batch_prefill", hooks.around_new_batch, ("self", "running_batch")),
     Target(SCHEDULER, "Scheduler.flush_cache", hooks.around_flush, ("self",)),
     Target(SCHEDULER, "Scheduler.get_internal_state", hooks.around_internal_state, ("self", "recv_req")),
     *(

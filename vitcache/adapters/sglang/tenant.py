@@ -16,6 +16,15 @@ def remember_tenant(request: Any) -> None:
         inputs.__dict__[_NAME] = tuple(str(name or "") for name in names)
 
 
+def label_of(tenant: tuple[str, str]) -> str:
+    """Return the name of a tenant for `Item.tenant`: its `cache_salt`, or else its `extra_key`.
+
+    SGLang adds the id of a LoRA adapter to the `extra_key`: all rows of a `cache_salt` have one name.
+    """
+    salt, key = tenant
+    return salt or key
+
+
 def tenant_of(inputs: Any) -> tuple[str, str]:
     """Return the tenant that was stored with a `MultimodalInputs`, or `NO_TENANT`."""
     tenant: tuple[str, str] = inputs.__dict__.get(_NAME, NO_TENANT)

@@ -20,6 +20,7 @@ from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
 
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.vllm.counts import MERGE_REASONS
+from vitcache.adapters.vllm.disk_fetches import DiskFetches
 from vitcache.adapters.vllm.embedding_inputs import EmbeddingGate
 from vitcache.adapters.vllm.engine_inventory import enter_inventory
 from vitcache.adapters.vllm.inventory import Inventory
@@ -29,6 +30,7 @@ from vitcache.adapters.vllm.plugin import check_version, logger
 from vitcache.adapters.vllm.settings import Settings, accepts_embeds
 from vitcache.adapters.vllm.stats import VitCacheStats
 from vitcache.adapters.vllm.store import Store
+from vitcache.adapters.vllm.worker_disk import WorkerDisk
 from vitcache.pipeline.feature_mover import RING_BYTES
 from vitcache.ring.pinned_ring import PinnedRing
 
@@ -100,6 +102,7 @@ class VitCacheConnector(ECConnectorBase):
         if role == ECConnectorRole.SCHEDULER:
             policy = getattr(getattr(vllm_config, "scheduler_config", None), "policy", None)
             self._inventory = Inventory(self._settings, shares_saves=policy != "priority")
+            self._add_disk(self._inventory, self._settings)
             enter_inventory(vllm_config, self._inventory)
 
     # Worker
@@ -167,6 +170,10 @@ class VitCacheConnector(ECConnectorBase):
             waits_after_encoder=self._has_model_state or not uses_v2,
             merge_reason=self._merge_reason,
         )
+        if self._settings.disk is not None:
+            level = logging.WARNING if self._settings.disk.weights_name is None else logging.INFO
+            mib = self._settings.fetch_pages * self._settings.page_bytes >> 20
+            logger.log(level, "%s; %d MiB of pinned memory for fetches", self._settings.disk.line, mib)
         if self._merge_reason is not None:
             level = logging.INFO if self._merge_reason == "option" else logging.WARNING
             reason = MERGE_REASONS[self._merge_reason]
@@ -213,6 +220,20 @@ class VitCacheConnector(ECConnectorBase):
         return metadata.orders if isinstance(metadata, OrdersMetadata) else None
 
     # Scheduler
+
+    @classmethod
+    def _add_disk(cls, inventory: Inventory, settings: Settings) -> None:
+        """Let the inventory fetch from the disk of the worker, which is in this process."""
+        disk = settings.disk
+        if disk is None:
+            return
+        fetcher = WorkerDisk(cls._find_store, settings.page_bytes)
+        inventory.disk = DiskFetches(fetcher, settings.fetch_pages, disk.timeout_s, inventory.counts)
+
+    @classmethod
+    def _find_store(cls) -> Store | None:
+        connector = cls.of_worker()
+        return None if connector is None else connector._store
 
     def ensure_cache_available(self, request: Any, num_computed_tokens: int) -> bool:
         """Return False if the request is refused, or must wait one step for the report of a save."""
@@ -263,7 +284,7 @@ class VitCacheConnector(ECConnectorBase):
         """Return the counters since the last call, from the scheduler. They contain those of the workers."""
         if self._inventory is None:
             return None
-        stats = VitCacheStats(data=self._inventory.counts.take())
+        stats = VitCacheStats(data=self._inventory.take_counts())
         return None if stats.is_empty() else stats
 
     def shutdown(self) -> None:

@@ -36,7 +36,8 @@ def _one(family: str, text: str, unit: str = "") -> dict[str, Counter]:
     return {family: Counter(family, text, unit)}
 
 
-_TIERS = ("tier", ("device", "host"))
+_TIERS = ("tier", ("device", "host", "disk"))
+_FETCHES = ("result", ("hit", "miss", "damaged", "late", "refused", "failed"))
 _OVERLAP = ("overlap", ("hidden", "exposed", "placed"))
 _TEXT = ("text", ("table", "model"))
 # Why vLLM's merge writes the rows of a step: the label, and the reason in words.
@@ -96,6 +97,20 @@ COUNTERS: dict[str, Counter] = {
     **_one(
         "deferrals", "Times that a request waited for an item that a worker was storing for another request."
     ),
+    **_one("disk_waits", "Requests that waited for the disk."),
+    **_one("disk_wait_seconds", "Seconds of these waits.", "s"),
+    **_by(
+        *_FETCHES,
+        "disk_fetches",
+        "Look-ups of entries on the disk; late: the answer was not there in time; refused: the disk was not "
+        "asked, because it was late or failed before; failed: a call of the disk failed.",
+    ),
+    **_one("disk_fetched_bytes", "Bytes of the rows that were read from the disk.", "bytes"),
+    **_one("disk_stores", "Entries that were written to the disk."),
+    **_one("disk_stored_bytes", "Bytes of the rows of these entries.", "bytes"),
+    **_one("disk_store_failures", "Entries that the disk did not store, although it was asked."),
+    **_one("disk_skipped_stores", "Entries that were offered to the disk and had left the cache, or waited."),
+    **_one("disk_openings", "Times that the disk was late or failed, and was not asked for a while."),
     **_one("resets", "Resets of the cache, for example after an update of the weights."),
     **_one("compactions", "Times that entries were moved so that another entry could have adjacent pages."),
 }

@@ -130,10 +130,10 @@ class DeviceRows:
         """
         return sys.getsizeof(self.rows) < self._size
 
-    def reserve(self, key: bytes, num_rows: int, row_width: int) -> Reservation | None:
+    def reserve(self, key: bytes, num_rows: int, row_width: int, tenant: str) -> Reservation | None:
         """Reserve adjacent device pages for new rows. Returns None if too few pages are free."""
         return self._with_room(
-            lambda: self._cache.reserve(key, num_rows, row_width=row_width, contiguous=True)
+            lambda: self._cache.reserve(key, num_rows, row_width=row_width, contiguous=True, tenant=tenant)
         )
 
     def promote(self, source: Lease) -> Reservation | None:

@@ -10,6 +10,14 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def tenant_of(salt: str) -> str:
+    """Return the name of the tenant in the cache and on the disk of requests with a `cache_salt`.
+
+    It is the salt; surrogates, which no digest accepts, are escaped. Keys contain the salt itself.
+    """
+    return salt.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def source_key(identifier: str) -> bytes:
     """Return the key of an item in vLLM's encoder cache, which has one entry per identifier."""
     return key_from_id(encode(identifier))

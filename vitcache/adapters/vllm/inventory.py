@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from vitcache.adapters.vllm.counts import Counts
+from vitcache.adapters.vllm.disk_fetches import DiskFetches, Item
 from vitcache.adapters.vllm.host_tier import HostTier
 from vitcache.adapters.vllm.in_flight import StepsInFlight
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
@@ -16,6 +17,9 @@ logger = logging.getLogger("vitcache.adapters.vllm")
 
 # A request waits in vain at most so often for the report of a save. Then its item is encoded again.
 MOST_DEFERRALS = 1000
+# An entry is offered to the disk at this hit, and again at twice as many, four times as many and so on: the
+# worker offers it once, unless the disk was busy.
+OFFERED_HITS = 2
 
 
 class EncoderCacheOwner(Protocol):
@@ -31,7 +35,17 @@ class EncoderCacheOwner(Protocol):
 class InventoryEntry:
     """The rows of one item in the workers' pages."""
 
-    __slots__ = ("deferrals", "num_pages", "num_rows", "on_device", "on_host", "saved_in", "step")
+    __slots__ = (
+        "deferrals",
+        "hits",
+        "is_fetched",
+        "num_pages",
+        "num_rows",
+        "on_device",
+        "on_host",
+        "saved_in",
+        "step",
+    )
 
     def __init__(self, num_rows: int, num_pages: int, step: int) -> None:
         self.num_rows = num_rows
@@ -41,6 +55,8 @@ class InventoryEntry:
         self.step = step  # of the last order that needs the rows: they are not dropped in this step
         self.saved_in: int | None = step  # None: every rank has reported the save
         self.deferrals = 0
+        self.hits = 0
+        self.is_fetched = False  # from the disk, and not needed yet
 
 
 class Inventory:
@@ -59,10 +75,15 @@ class Inventory:
         Whether a request may read rows that another request encodes in the same step. It must not if the pass
         can still preempt the other one, whose items are not encoded then (vLLM's policy "priority").
 
+    Rows that the disk has enter the host tier before a pass needs them: `disk` fetches them while their
+    request waits in the queue, for a bounded time. Then they are loaded as other entries of the host tier.
+
     Attributes
     ----------
     owner
         The manager of vLLM's encoder cache.
+    disk
+        The fetches from the disk below the host tier. None: there is no disk.
     counts
         Counters since the last report to vLLM.
 
@@ -78,6 +99,7 @@ class Inventory:
         self.settings = settings
         self._shares_saves = shares_saves
         self.owner: EncoderCacheOwner | None = None
+        self.disk: DiskFetches | None = None
         self.counts = Counts()
         self._encode_seconds = 0.0
         self._encoded_rows = 0
@@ -102,10 +124,18 @@ class Inventory:
         # Their numbers are unique, so the steps before and after a reset cannot be mixed up.
         self._in_flight.reset(self._step)
         self._num_waiting = 0  # entries that were evicted before the report of their save
+        self._has_polled = False  # for ends of fetches, in this pass
+        if self.disk is not None:
+            self.disk.reset()
 
     # One pass of the scheduler
 
     def admit(self, request: Any, num_computed_tokens: int) -> bool:
+        """Return False if a request must wait: for the save of an item, its report, or the disk."""
+        is_fetched = self.disk is None or self._is_fetched(self.disk, request, num_computed_tokens)
+        return self._is_saved(request, num_computed_tokens) and is_fetched
+
+    def _is_saved(self, request: Any, num_computed_tokens: int) -> bool:
         """Return False if a request must wait until an item is saved, or for the report of the save."""
         salt = self._salt = salt_of(request)
         saves = {} if self._shares_saves else self._orders.saves
@@ -168,12 +198,16 @@ class Inventory:
             if entry is not None and is_same and self._resident[identifier] == key:
                 if entry.saved_in != self._step:
                     self._count_hit("device", feature, num_rows)
+                self._use(key, entry)
                 return
             self._release(identifier)  # other rows are needed under this identifier
             entry = self._entries.get(key)
         self._resident[identifier] = key
         if entry is not None and is_same and entry.on_host and entry.saved_in is None:
-            self._count_hit("host", feature, num_rows)
+            self._count_hit("disk" if entry.is_fetched else "host", feature, num_rows)
+            if not entry.is_fetched:
+                self._use(key, entry)
+            entry.is_fetched = False
             self._load(identifier, key, entry)
             self._in_flight.add_load(self._step, identifier, request.request_id)
         else:
@@ -195,7 +229,9 @@ class Inventory:
         seen = self._seen.setdefault(request.request_id, set())
         if index not in seen:
             seen.add(index)
-            self._host.touch(self._resident.get(feature.identifier))
+            key = self._resident.get(feature.identifier)
+            self._host.touch(key)
+            self._use(key, None if key is None else self._entries.get(key))
             self._count_hit("device", feature, request.get_num_encoder_embeds(index))
 
     def close_step(self, freed: Iterable[str], is_executed: bool) -> StepOrders | None:
@@ -214,12 +250,15 @@ class Inventory:
         self._promised.clear()
         self._savers.clear()
         self._asked, self._salt = None, ""
+        self._has_polled = False
         if not is_executed:
             return None
         orders, self._orders = self._orders, StepOrders(epoch=self._epoch)
         orders.step = self._step
         self.counts.add("encodes", len(orders.saves))
         self._step += 1
+        if self.disk is not None:
+            self.disk.close_step()
         return orders
 
     # Between the passes
@@ -273,6 +312,14 @@ class Inventory:
     def finish(self, request: Any) -> None:
         """Forget a finished request."""
         self._seen.pop(request.request_id, None)
+        if self.disk is not None:
+            self.disk.finish(request.request_id)
+
+    def take_counts(self) -> dict[str, float]:
+        """Return the counters since the last call."""
+        if self.disk is not None:
+            self.disk.count()
+        return self.counts.take()
 
     def pages_of(self, request: Any, index: int) -> int:
         """Return how many pages an item occupies in a tier."""
@@ -281,7 +328,84 @@ class Inventory:
             request.get_num_encoder_embeds(index), self.settings.width_of(modality)
         )
 
-    # Parts
+    # Parts: the disk
+
+    def _is_fetched(self, disk: DiskFetches, request: Any, num_computed_tokens: int) -> bool:
+        """Return False if a request must wait for the disk."""
+        if not self._has_polled:
+            self._has_polled = True
+            for item, is_found in disk.take_ended():
+                if is_found:
+                    self._enter(disk, item)
+        if disk.is_settled(request.request_id):
+            return True
+        if not disk.admit(request.request_id, self._lacking(request, num_computed_tokens)):
+            return False
+        salt = salt_of(request)
+        for feature in request.mm_features:  # vLLM's prefix cache has used these
+            position = feature.mm_position
+            if position.offset + position.length <= num_computed_tokens:
+                key = ItemKey(salt, feature.identifier)
+                self._use(key, self._entries.get(key))
+        return True
+
+    def _lacking(self, request: Any, num_computed_tokens: int) -> Iterator[Item]:
+        """Yield the items of a request that neither the workers have nor this pass encodes."""
+        salt = salt_of(request)
+        for index, feature in enumerate(request.mm_features):
+            position = feature.mm_position
+            key = ItemKey(salt, feature.identifier)
+            if (
+                position.offset + position.length > num_computed_tokens
+                and feature.identifier not in self._resident
+                and key not in self._entries
+                and key not in self._orders.drops  # the worker may have rows of another number
+            ):
+                width = self.settings.width_of(getattr(feature, "modality", ""))
+                num_pages = self.pages_of(request, index)
+                yield Item(key, request.get_num_encoder_embeds(index), width, num_pages)
+
+    def _enter(self, disk: DiskFetches, item: Item) -> None:
+        """Count fetched rows in the host tier, or order to drop them."""
+        key = item.key
+        if key in self._orders.drops:
+            disk.free(item, is_ordered=True)
+        elif key in self._entries:  # it was encoded in the meantime, and the rows are in the way
+            if not self._entries[key].on_host:
+                self._orders.host_drops[key] = None
+            disk.free(item, is_ordered=True)
+        elif not self._make_room(item.num_pages):
+            self._orders.drops[key] = None
+            disk.free(item, is_ordered=True)
+        else:
+            entry = self._entries[key] = InventoryEntry(item.num_rows, item.num_pages, -1)
+            entry.on_device, entry.on_host, entry.saved_in, entry.is_fetched = False, True, None, True
+            self._host.add_alone(key, item.num_pages)
+            disk.free(item, is_ordered=bool(self._orders.drops or self._orders.host_drops))
+
+    def _use(self, key: ItemKey | None, entry: InventoryEntry | None) -> None:
+        """Count a hit, and order to offer the entry to the disk if it was needed often enough."""
+        if self.disk is None or key is None or entry is None:
+            return
+        entry.hits += 1
+        number = entry.hits // OFFERED_HITS
+        if entry.hits == number * OFFERED_HITS and number & (number - 1) == 0:
+            self._offer(key, entry)
+
+    def _offer(self, key: ItemKey, entry: InventoryEntry) -> None:
+        """Order to offer an entry, which the disk's thread reads in the host tier.
+
+        An entry without a host copy gets one in place of other copies. If these are too few, the entry is
+        offered when it is demoted.
+        """
+        if not entry.on_host:
+            if not self._make_room(entry.num_pages, only_copies=True):
+                return
+            entry.on_host = True
+            self._host.add_copy(key, entry.num_pages)
+        self._orders.offers[key] = None
+
+    # Parts: the tiers
 
     def _load(self, identifier: str, key: ItemKey, entry: InventoryEntry) -> None:
         entry.on_device = True
@@ -323,15 +447,18 @@ class Inventory:
         elif self._make_room(entry.num_pages):
             entry.on_host = True
             self._host.add_alone(key, entry.num_pages)
+            if entry.hits >= OFFERED_HITS:
+                self._orders.offers[key] = None
         else:
             self._drop(key, entry)
             self.counts.add("evictions")
             return
         self._orders.demotions[key] = None
 
-    def _make_room(self, num_pages: int) -> bool:
+    def _make_room(self, num_pages: int, *, only_copies: bool = False) -> bool:
         """Free host pages. Return False, and drop nothing, if too few can be freed in this step."""
-        victims = self._host.choose_victims(num_pages, self._is_needed)
+        is_needed = self._is_no_copy_or_needed if only_copies else self._is_needed
+        victims = self._host.choose_victims(num_pages, is_needed)
         if victims is None:
             return False
         for key in victims:
@@ -340,6 +467,7 @@ class Inventory:
                 self._host.remove(key)
                 entry.on_host = False
                 self._orders.host_drops[key] = None
+                self._orders.offers.pop(key, None)  # which would copy the rows again
             else:
                 self._drop(key, entry)
                 self.counts.add("evictions")
@@ -349,6 +477,9 @@ class Inventory:
         """Whether the rows of an entry are read or written in this step."""
         return key in self._promised or self._entries[key].step == self._step
 
+    def _is_no_copy_or_needed(self, key: ItemKey) -> bool:
+        return not self._entries[key].on_device or self._is_needed(key)
+
     def _drop(self, key: ItemKey, entry: InventoryEntry) -> None:
         """Remove an entry from the inventory, and order the workers to drop it."""
         del self._entries[key]
@@ -357,6 +488,7 @@ class Inventory:
         self._num_waiting -= entry.saved_in is not None and not entry.on_device
         self._orders.demotions.pop(key, None)
         self._orders.host_drops.pop(key, None)
+        self._orders.offers.pop(key, None)
         self._orders.drops[key] = None
 
     def _end_save(self, key: ItemKey, step: int, is_saved: bool) -> None:

@@ -51,6 +51,8 @@ class StepOrders:
         Entries that move from the device tier to the host tier. The dict is an ordered set.
     loads, saves
         By identifier. Loads are queued before the encoder runs, saves after it.
+    offers
+        Entries to offer to the disk, after the saves.
     runs_encoder
         Whether vLLM has scheduled its encoder for this step.
     reads_items
@@ -65,6 +67,7 @@ class StepOrders:
     demotions: dict[ItemKey, None] = field(default_factory=dict)
     loads: dict[str, LoadOrder] = field(default_factory=dict)
     saves: dict[str, SaveOrder] = field(default_factory=dict)
+    offers: dict[ItemKey, None] = field(default_factory=dict)
     runs_encoder: bool = False
     reads_items: bool = False
 

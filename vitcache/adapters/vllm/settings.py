@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from vitcache.adapters.vllm.disk_settings import DISK_OPTIONS, FETCH_BYTES, DiskSettings, read_disk
 from vitcache.adapters.vllm.row_width import default_row_width
-from vitcache.adapters.vllm.start_up import check_deployment
+from vitcache.adapters.vllm.start_up import check_deployment, option_name
 from vitcache.arguments import check_bool, to_bytes, to_int
 from vitcache.cache.call_arguments import to_row_width
 from vitcache.keys.namespace import Namespace
@@ -23,6 +24,7 @@ OPTIONS = (
     "row_width",
     "accept_embeds",
     "place_rows",
+    *DISK_OPTIONS,
 )  # of ec_connector_extra_config
 PAGE_ROWS = 16
 SPARE = 16  # of this number of device pages, one stays free
@@ -44,6 +46,8 @@ class Settings:
         Whether vitcache places rows in `inputs_embeds`, in Model Runner V2. If not, vLLM's merge does.
     widths
         Measured width of the rows of each modality. Empty until vLLM has measured them, and on workers.
+    disk
+        The disk below the host tier; None: there is none.
 
     Examples
     --------
@@ -70,6 +74,7 @@ class Settings:
     namespace: bytes
     place_rows: bool = True
     widths: Mapping[str, int] = field(default_factory=dict)
+    disk: DiskSettings | None = None
 
     @classmethod
     def from_config(cls, vllm_config: Any) -> Settings:
@@ -95,19 +100,20 @@ class Settings:
         accepts_embeds(vllm_config)
         if model_config.dtype not in DTYPES:
             raise TypeError(f"the model's dtype is {model_config.dtype}, it must be one of {DTYPE_NAMES}")
-        page_rows = to_int(_option("page_rows"), options.get("page_rows", PAGE_ROWS), 1)
+        page_rows = to_int(option_name("page_rows"), options.get("page_rows", PAGE_ROWS), 1)
         row_width = options.get("row_width")
         row_width = default_row_width(model_config) if row_width is None else row_width
-        row_width = to_int(_option("row_width"), row_width, 1)
+        row_width = to_int(option_name("row_width"), row_width, 1)
         settings = cls(
-            device_bytes=to_bytes(_option("device_bytes"), options["device_bytes"], 0),
-            host_bytes=to_bytes(_option("host_bytes"), options.get("host_bytes", 0), 0),
+            device_bytes=to_bytes(option_name("device_bytes"), options["device_bytes"], 0),
+            host_bytes=to_bytes(option_name("host_bytes"), options.get("host_bytes", 0), 0),
             page_rows=page_rows,
             row_width=row_width,
             dtype=model_config.dtype,
             namespace=_namespace(model_config),
             place_rows=_flag(options, "place_rows", True),
             widths=dict(getattr(transfer, "mm_encoder_output_widths", None) or {}),
+            disk=read_disk(options, vllm_config),
         )
         settings._check_sizes()
         settings._check_widths()
@@ -141,6 +147,11 @@ class Settings:
         """Pages of the host tier of each worker."""
         return self.host_bytes // self.page_bytes
 
+    @property
+    def fetch_pages(self) -> int:
+        """Host pages beside the host tier for rows that are being read from the disk; 0 without a disk."""
+        return 0 if self.disk is None else min(FETCH_BYTES, self.host_bytes) // self.page_bytes
+
     def pages_for(self, num_rows: int, width: int | None = None) -> int:
         """Return how many pages an entry of `num_rows` rows occupies, as `EmbeddingCache.pages_for`.
 
@@ -162,7 +173,7 @@ class Settings:
         for name, size in (("device_bytes", self.device_bytes), ("host_bytes", self.host_bytes)):
             if size < self.page_bytes and (size or name == "device_bytes"):
                 raise ValueError(
-                    f"{_option(name)} is {size}, it must be at least {self.page_bytes}: one page of "
+                    f"{option_name(name)} is {size}, it must be at least {self.page_bytes}: one page of "
                     f"{self.page_rows} rows of {self.row_width} elements of {self.dtype}"
                 )
 
@@ -189,12 +200,8 @@ def accepts_embeds(vllm_config: Any) -> bool:
 
 def _flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
     value: bool = options.get(name, default)
-    check_bool(_option(name), value)
+    check_bool(option_name(name), value)
     return value
-
-
-def _option(name: str) -> str:
-    return f"ec_connector_extra_config[{name!r}]"
 
 
 def _check_names(options: Any) -> None:
@@ -207,7 +214,9 @@ def _check_names(options: Any) -> None:
             f"{', '.join(OPTIONS)}"
         )
     if "device_bytes" not in options:
-        raise ValueError(f"{_option('device_bytes')} is missing: the size of the device tier, such as '2GiB'")
+        raise ValueError(
+            f"{option_name('device_bytes')} is missing: the size of the device tier, such as '2GiB'"
+        )
 
 
 def _namespace(model_config: Any) -> bytes:

@@ -13,6 +13,11 @@ FLAG = f'--ec-manager-config \'{{"encoder_cache_manager_cls":"{MANAGERS[0]}"}}\'
 DEVICES = ("cuda", "cpu")
 
 
+def option_name(name: str) -> str:
+    """Return how messages name an option of vitcache."""
+    return f"ec_connector_extra_config[{name!r}]"
+
+
 def check_deployment(vllm_config: Any) -> None:
     """Check the connector, its role, the manager, the model and the platform.
 

@@ -51,14 +51,15 @@ class VitCacheStats(ECConnectorStats):
 
     def reduce(self) -> dict[str, int | float]:
         """Return the numbers of one line of vLLM's log. Numbers of problems are left out if they are 0."""
-        device, host, encodes = map(self._count, ("hits_device", "hits_host", "encodes"))
-        needed = device + host + encodes
+        device, host, disk = map(self._count, ("hits_device", "hits_host", "hits_disk"))
+        encodes = self._count("encodes")
+        needed = device + host + disk + encodes
         line: dict[str, int | float] = {
-            "Hit rate (%)": round(100 * (device + host) / needed, 1) if needed else 0.0,
+            "Hit rate (%)": round(100 * (device + host + disk) / needed, 1) if needed else 0.0,
             "Device hits": device,
             "Host hits": host,
             "Encodes": encodes,
-            "Saved ms": self._ms("saved_seconds_device", "saved_seconds_host"),
+            "Saved ms": self._ms("saved_seconds_device", "saved_seconds_host", "saved_seconds_disk"),
             "Encode ms": self._ms("encode_seconds"),
             "Loaded GiB": round(self.data.get("load_bytes", 0.0) / GIB, 3),
             "Hidden loads": self._count("loads_hidden"),
@@ -67,8 +68,12 @@ class VitCacheStats(ECConnectorStats):
             "Demotions": self._count("demotions"),
             "Evictions": self._count("evictions"),
         }
-        problems = ("refusals", "losses", "deferrals", "resets")
-        return line | {name.capitalize(): self._count(name) for name in problems if self._count(name)}
+        if disk or self._count("disk_waits"):
+            line |= {"Disk hits": disk, "Disk wait ms": self._ms("disk_wait_seconds")}
+        problems = ("refusals", "losses", "deferrals", "disk_openings", "resets")
+        return line | {
+            name.capitalize().replace("_", " "): self._count(name) for name in problems if self._count(name)
+        }
 
     def _count(self, name: str) -> int:
         return int(self.data.get(name, 0.0))

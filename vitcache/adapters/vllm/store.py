@@ -12,15 +12,20 @@ from torch import Tensor
 
 from vitcache.adapters.vllm.counts import Counts
 from vitcache.adapters.vllm.device_rows import DeviceRows, EncoderCache
-from vitcache.adapters.vllm.identifiers import encode
+from vitcache.adapters.vllm.disk_fetches import Item
+from vitcache.adapters.vllm.identifiers import encode, tenant_of
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
 from vitcache.adapters.vllm.pending_rows import PendingEntry, PendingRows
 from vitcache.adapters.vllm.settings import Settings
 from vitcache.adapters.vllm.step_times import StepTimes
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.cache.fetch import Fetch
+from vitcache.cache.stats import TierStats
 from vitcache.keys.identifiers import key_from_id
 from vitcache.pages.lease import Lease
 from vitcache.rows import DTYPE_NAMES, DTYPES
+from vitcache.tiers.disk_tier import DiskTier
+from vitcache.tiers.write_back import MOST_HITS, WriteBack
 from vitcache.tracing import traced
 
 logger = logging.getLogger("vitcache.adapters.vllm")
@@ -57,8 +62,9 @@ class Store:
 
     Notes
     -----
-    Only the worker's thread may call. Rows are read and written on the current stream; loads are copied on a
-    stream of their own. No call waits for the device.
+    Only the worker's thread may call; `begin_fetch`, `disk_stats` and `forget_weights` may be called by any
+    thread. Rows are read and written on the current stream; loads are copied on a stream of their own. No
+    call waits for the device. `forget_weights`, and `begin` after a reset, wait for the disk for at most 1 s.
     """
 
     def __init__(
@@ -69,13 +75,20 @@ class Store:
         waits_after_encoder: bool,
         merge_reason: str | None,
     ) -> None:
+        disk = settings.disk
         self.cache = EmbeddingCache(
             settings.row_width,
             dtype=settings.dtype,
             device=device,
             device_bytes=settings.device_bytes,
-            host_bytes=settings.host_bytes,
+            host_bytes=settings.host_bytes + settings.fetch_pages * settings.page_bytes,
             page_rows=settings.page_rows,
+            tiers=() if disk is None else [DiskTier(disk.path, disk.max_bytes)],
+            weights_name=None if disk is None else disk.weights_name,
+            # Only entries that the scheduler orders to offer. The disk's thread leases none of the device
+            # pages, which are moved and must be free in time.
+            write_back=WriteBack(hits=MOST_HITS, from_device=False),
+            fetch_timeout_s=0.0 if disk is None else disk.timeout_s,
         )
         self.on_device = DeviceRows(self.cache, self.commit)
         self.pending = PendingRows()
@@ -120,7 +133,7 @@ class Store:
         for key in orders.host_drops:
             self.cache.discard(self._digest(key), tier="host")
         for key in orders.drops:
-            self.cache.discard(self._digest(key))
+            self.cache.evict(self._digest(key))
         for key in orders.demotions:
             self._demote(key)
         for identifier in orders.saves:
@@ -156,7 +169,8 @@ class Store:
             if not self._fits(order, fresh):
                 continue
             key = self._digest(order.key)
-            reservation = self.on_device.reserve(key, order.num_rows, fresh.shape[1])
+            tenant = tenant_of(order.key.salt)
+            reservation = self.on_device.reserve(key, order.num_rows, fresh.shape[1], tenant)
             if reservation is None:
                 self._log_once("an item is not kept: %d device pages are not free", order.num_pages)
             else:
@@ -241,6 +255,8 @@ class Store:
         self.on_device.end_step()
         self._times.collect()
         orders, report = self._orders, self._report
+        for key in orders.offers:
+            self._offer(self._digest(key))
         self._orders = StepOrders(orders.step, orders.epoch)
         self.counts.add("compactions", self.on_device.num_compactions)
         self.on_device.num_compactions = 0
@@ -257,6 +273,31 @@ class Store:
         for identifier in list(self.on_device.shown):
             self.on_device.release(identifier)
         self.cache.close()
+
+    # The disk
+
+    def begin_fetch(self, item: Item) -> Fetch:
+        """Begin to fetch an item from the disk to free host pages."""
+        return self.cache.begin_fetch(
+            [self._digest(item.key)],
+            item.num_rows,
+            row_width=item.row_width,
+            tenant=tenant_of(item.key.salt),
+            evict=False,
+        )
+
+    def _offer(self, key: bytes) -> None:
+        """Offer an entry to the disk, whose thread reads it in the host tier."""
+        self.cache.copy_to_host(key)  # an entry of the device tier that has no copy yet
+        self.cache.offer(key)
+
+    def disk_stats(self) -> TierStats:
+        """Return the counts of the disk."""
+        return self.cache.stats().tiers[0]
+
+    def forget_weights(self) -> None:
+        """Drop all rows, and the name under which the disk has them."""
+        self.cache.clear()
 
     # Parts
 
@@ -279,7 +320,7 @@ class Store:
         if self.cache.demote(digest):
             self.counts.add("demotions")
         else:
-            self.cache.discard(digest)
+            self.cache.evict(digest)
             self._report.missing.add(key)
 
     @traced("copy")

@@ -1,0 +1,232 @@
+"""The worker's store over a disk: offered rows outlive it, and a later one fetches them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm_scene.encoder_cache import EncoderCacheModel
+from vllm_scene.engine import Engine, run_traffic
+from vllm_scene.requests import make_settings
+from vllm_scene.store_worker import StoreWorker, make_rows
+
+from vitcache.adapters.vllm.disk_fetches import DiskFetches, Item
+from vitcache.adapters.vllm.inventory import Inventory
+from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
+from vitcache.adapters.vllm.worker_disk import ItemFetch, WorkerDisk
+from vitcache.tiers.disk_tier import DiskTier
+
+WIDTH = 8
+WAIT_S = 60.0
+
+
+class Scene:
+    """A store over a folder, with orders written by hand."""
+
+    def __init__(self, folder: Path, name: str | None = "weights", device_pages: int = 8) -> None:
+        options = {"disk": str(folder), "disk_bytes": "16MiB", "weights_name": name}
+        self.settings = make_settings(device_pages, 8, **options)
+        self.worker = StoreWorker(self.settings)
+        self.store = self.worker.store
+        self.disk = WorkerDisk(lambda: self.store, self.settings.page_bytes)
+        self.step = 0
+
+    def run(self, **fields: Any) -> StepReport:
+        self.step += 1
+        self.worker.begin(StepOrders(self.step, **fields))
+        for name, order in self.worker.orders.saves.items():
+            self.worker.encode(name, (order.key.salt, name, order.num_rows, 0), is_v2=False)
+        return self.store.end() or StepReport(self.step, 0)
+
+    def keep(self, *names: str, salt: str = "") -> None:
+        """Save items and write them to the disk."""
+        saves = {name: SaveOrder(ItemKey(salt, name), 4, 1, False) for name in names}
+        self.run(saves=saves, offers=dict.fromkeys(ItemKey(salt, name) for name in names))
+        assert self.store.cache.flush(WAIT_S)
+
+    def fetch(self, name: str, num_rows: int = 4, salt: str = "") -> bool:
+        """Fetch an item, and wait for the disk."""
+        fetch = self.store.begin_fetch(Item(ItemKey(salt, name), num_rows, WIDTH, 1))
+        fetch.wait(WAIT_S)
+        return ItemFetch(fetch).found()
+
+    def close(self) -> None:
+        self.store.close()
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Iterator[Any]:
+    """Makes a `Scene` on the folder of the test; the earlier one is closed before."""
+    made: list[Scene] = []
+
+    def make(*arguments: Any, **options: Any) -> Scene:
+        for scene in made:
+            scene.close()
+        made.append(Scene(tmp_path / "disk", *arguments, **options))
+        return made[-1]
+
+    yield make
+    for scene in made:
+        scene.close()
+
+
+def test_offered_rows_are_loaded_by_a_later_store_bit_for_bit(scenes: Any) -> None:
+    scenes().keep("a", "b")
+    scene = scenes()
+    assert scene.fetch("a")
+    report = scene.run(loads={"a": LoadOrder(ItemKey("", "a"), 4)})
+    assert not report.lost
+    assert torch.equal(scene.worker.rows["a"], make_rows("a", 4, 0, WIDTH))
+    assert scene.worker.owns("a")
+    assert not scene.fetch("c")
+    counts = scene.disk.counts()
+    assert (counts["disk_fetches_hit"], counts["disk_fetches_miss"]) == (1, 1)
+    assert counts["disk_fetched_bytes"] == 4 * WIDTH * 4
+    assert scene.disk.counts()["disk_fetches_hit"] == 0
+
+
+@pytest.mark.parametrize("name", ["other", None])
+def test_store_with_another_name_finds_nothing(scenes: Any, name: str | None) -> None:
+    scenes(name).keep("a")
+    assert not scenes("weights").fetch("a")
+    if name is not None:
+        assert scenes(name).fetch("a")
+
+
+def test_rows_are_found_only_for_their_tenant_and_number_of_rows(scenes: Any) -> None:
+    scenes().keep("a", salt="one\ud800")
+    scene = scenes()
+    assert not scene.fetch("a")
+    assert not scene.fetch("a", 5, salt="one\ud800")
+    assert scene.fetch("a", salt="one\ud800")
+
+
+def test_rows_that_are_not_offered_are_not_written(scenes: Any) -> None:
+    scene = scenes()
+    scene.run(saves={"a": SaveOrder(ItemKey("", "a"), 4, 1, True)})
+    assert scene.store.cache.flush(WAIT_S)
+    assert scene.disk.counts()["disk_stores"] == 0
+
+
+def test_dropped_entries_stay_on_the_disk(scenes: Any) -> None:
+    scene = scenes()
+    scene.keep("a", "b")
+    scene.worker.rows.pop("a"), scene.worker.rows.pop("b")
+    scene.run(releases=["a"], drops={ItemKey("", "a"): None})
+    scene.run(releases=["b"], demotions={ItemKey("", "b"): None})
+    scene.run(host_drops={ItemKey("", "b"): None})
+    assert scene.fetch("a")
+    assert scene.fetch("b")
+
+
+def test_reset_drops_the_name_here_and_after_a_restart(scenes: Any) -> None:
+    scene = scenes()
+    scene.keep("a")
+    scene.disk.reset()
+    assert not scene.fetch("a")
+    scene.worker.begin(StepOrders(scene.step + 1, 1))
+    scene.store.end()
+    assert not scene.fetch("a")
+    assert not scenes().fetch("a")
+
+
+def test_encoder_cache_that_was_cleared_alone_drops_the_name(scenes: Any) -> None:
+    scene = scenes()
+    scene.keep("a")
+    scene.worker.rows.clear()  # as `reload_weights` does
+    assert scene.run().is_cleared
+    assert not scenes().fetch("a")
+
+
+def test_fetch_evicts_no_host_entry(scenes: Any) -> None:
+    scenes().keep("a")
+    scene = scenes()
+    pages = scene.settings.host_pages + scene.settings.fetch_pages
+    for number in range(pages):
+        scene.store.cache.put(number.to_bytes(32, "big"), torch.zeros(4, WIDTH), tier="host")
+    assert not scene.fetch("a")
+    assert len(scene.store.cache) == pages
+    assert scene.disk.counts()["disk_fetches_refused"] == 1
+
+
+def test_disk_leases_no_device_pages_and_offers_an_entry_without_room_again_later(scenes: Any) -> None:
+    scene = scenes()
+    pages = scene.settings.host_pages + scene.settings.fetch_pages
+    for number in range(pages):
+        scene.store.cache.put(number.to_bytes(32, "big"), torch.zeros(4, WIDTH), tier="host")
+    scene.keep("a")
+    assert scene.disk.counts()["disk_stores"] == 0
+    scene.store.cache.evict(bytes(32))
+    scene.run(offers={ItemKey("", "a"): None})
+    assert scene.store.cache.flush(WAIT_S)
+    assert scene.disk.counts()["disk_stores"] == 1
+
+
+def test_worker_without_a_store_fetches_nothing() -> None:
+    disk = WorkerDisk(lambda: None, 128)
+    fetch = disk.begin(Item(ItemKey("", "a"), 4, WIDTH, 1))
+    assert (fetch.done, fetch.found()) == (True, False)
+    fetch.cancel()
+    disk.reset()
+    assert (disk.num_lost_pages(), disk.counts()) == (0, {})
+
+
+class SlowClock:
+    """Seconds that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_hanging_disk_delays_each_request_by_the_deadline_and_then_none(
+    scenes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes().keep("a", "b")
+    released = threading.Event()
+    fetch = DiskTier.fetch
+
+    def hang(*arguments: Any) -> Any:
+        released.wait(WAIT_S)
+        return fetch(*arguments)
+
+    monkeypatch.setattr(DiskTier, "fetch", hang)
+    scene = scenes()
+    try:
+        inventory, clock = Inventory(scene.settings), SlowClock()
+        inventory.disk = DiskFetches(scene.disk, scene.settings.fetch_pages, 0.1, inventory.counts, clock)
+        engine = Engine(inventory, EncoderCacheModel(inventory), [scene.worker], None, 0, True)  # type: ignore[arg-type]
+        late = engine.add_request([("a", 4)])
+        assert not inventory.admit(late, 0)
+        clock.now = 0.1
+        assert inventory.admit(late, 0)
+        assert not scene.store.begin_fetch(Item(ItemKey("", "a"), 4, WIDTH, 1)).wait(0.0)[0]
+    finally:
+        released.set()
+
+
+@pytest.mark.parametrize("lag", range(2))
+@pytest.mark.parametrize(("device_pages", "host_pages"), [(8, 6), (12, 40)])
+def test_random_traffic_over_a_disk_reads_the_right_rows(
+    lag: int, device_pages: int, host_pages: int, tmp_path: Path
+) -> None:
+    import random
+
+    for seed in range(2):  # the second engine finds rows of the first
+        options = {"disk": str(tmp_path / "disk"), "disk_bytes": "16MiB", "weights_name": "weights"}
+        inventory = Inventory(make_settings(device_pages, host_pages, **options))
+        worker = StoreWorker(inventory.settings, waits_after_encoder=True)
+        disk = WorkerDisk(lambda store=worker.store: store, inventory.settings.page_bytes)  # type: ignore[misc]
+        inventory.disk = DiskFetches(disk, inventory.settings.fetch_pages, 0.05, inventory.counts)
+        engine = Engine(inventory, EncoderCacheModel(inventory), [worker], random.Random(seed), lag, True)
+        run_traffic(engine, 1000, num_items=30, salts=(None, None, "a"))
+        worker.store.cache.check_integrity()
+        assert not engine.failed
+        assert worker.store.cache.flush(WAIT_S)
+        assert inventory.take_counts()["disk_stores"] > 0
+        worker.store.close()
