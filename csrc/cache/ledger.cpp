@@ -141,7 +141,10 @@ void Ledger::offer(Entry& entry) {
 }
 
 void Ledger::offer(const Key& key) {
-  if (const EntryPtr* found = index_->find(key)) offer(**found);
+  const EntryPtr* found = index_->find(key);
+  if (found == nullptr) return;
+  (*found)->least_hits_of_offer = 0;  // the caller asks for it, so it does not wait for hits
+  offer(**found);
 }
 
 std::vector<Offer> Ledger::take_offers() {

@@ -103,13 +103,10 @@ class TierBooks:
         """Lease the rows of an entry, and wait until they are written and in host memory.
 
         None: the entry left the cache, or the host tier if only that is read, or its rows do not match their
-        checksum. The parts of an entry of the
-        device tier of a GPU are valid until the next call.
+        checksum. The parts of an entry of the device tier of a GPU are valid until the next call.
         """
         lease: Lease | None = self._ledger.peek(job.key, job.num_rows, job.row_width, not self._from_device)
         if lease is None:
-            if not self._from_device:
-                self.retract(job)  # it may get a host copy later
             return None
         try:
             if lease.tier == "device" and self._device.type == "cuda":

@@ -31,7 +31,7 @@ def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCount
     rows = books.read(job)
     if rows is None:
         counts.add("skipped_stores")
-        books.retract(job)  # it may be back soon: an entry that is being moved cannot be read
+        books.retract(job)  # it may be there soon: it is being moved, or gets a host copy
         return None
     call = "generation"
     try:
