@@ -113,8 +113,6 @@ class TierBooks:
         """
         lease: Lease | None = self._ledger.peek(job.key, job.num_rows, job.row_width, not self._from_device)
         if lease is None:
-            if not self._from_device:
-                self.retract(job)  # it may get a host copy later
             return None
         try:
             entry = self._ledger.lease_entry(lease)
@@ -122,7 +120,9 @@ class TierBooks:
                 lease.release()
                 return None
             if lease.tier == "device" and self._device.type == "cuda":
-                return LeasedRows(lease, [self._stage(lease, job.num_bytes)])
+                staged = self._stage(lease, job.num_bytes)
+                lease.release()  # now, as the tier may be slow, and a leased entry cannot be evicted
+                return LeasedRows(lease, [staged])
             if entry is not None:
                 fence = Fence._make(entry.written)
                 if fence.event is not None:

@@ -24,7 +24,8 @@ class ReservedRows(NamedTuple):
 class LeasedRows(NamedTuple):
     """Rows of one entry that are written, and their memory as `Transfer.parts`, until the lease is released.
 
-    `parts` may be memory of the worker, which its next call of `read` writes.
+    `parts` may be memory of the worker, which its next call of `read` writes. Then the lease is already
+    released.
     """
 
     lease: Lease
