@@ -70,12 +70,14 @@ struct alignas(64) Entry : PolicyNode {
   Tier* tier;
   std::shared_ptr<Tier> tier_owner;
   bool is_dropped = false;  // in no index; its last release frees the pages
-  Key tenant{};             // a digest that names the owner of the rows; not part of the key
   PagedRows rows;
   std::shared_ptr<void> memory;    // of the pages
   Fence written;                   // behind the copy into the pages
   std::vector<Fence> reads;        // per stream, behind its last read
   std::shared_ptr<void> checksum;  // opaque: the future of the CRC-32 of rows in host memory
+  // Last, as look-ups do not read them.
+  std::int64_t least_hits_of_offer = 0;  // after a refused offer
+  Key tenant{};                          // a digest that names the owner of the rows; not part of the key
 };
 
 using EntryPtr = std::shared_ptr<Entry>;

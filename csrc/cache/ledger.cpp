@@ -141,7 +141,10 @@ void Ledger::offer(Entry& entry) {
 }
 
 void Ledger::offer(const Key& key) {
-  if (const EntryPtr* found = index_->find(key)) offer(**found);
+  const EntryPtr* found = index_->find(key);
+  if (found == nullptr) return;
+  (*found)->least_hits_of_offer = 0;  // the caller asks for it, so it does not wait for hits
+  offer(**found);
 }
 
 std::vector<Offer> Ledger::take_offers() {
@@ -150,9 +153,9 @@ std::vector<Offer> Ledger::take_offers() {
 }
 
 void Ledger::retract_offer(const Key& key) {
-  if (const EntryPtr* found = index_->find(key)) (*found)->is_offered = false;
+  if (const EntryPtr* found = index_->find(key)) Offers::retract(**found);
   const auto demoted = pending_demotions_.find(key);
-  if (demoted != pending_demotions_.end()) demoted->second->entry->is_offered = false;
+  if (demoted != pending_demotions_.end()) Offers::retract(*demoted->second->entry);
 }
 
 PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,

@@ -228,11 +228,11 @@ class Ledger {
   // By key. A demotion is removed when new rows are inserted under its key: the new rows supersede it.
   std::unordered_map<Key, DemotionPtr, KeyHash> pending_demotions_;
   std::vector<Release> releases_;
+  std::size_t num_due_releases_ = kReleasesPerBatch;  // 0 while offers wait
+  Offers offers_;
   std::vector<Abandoned> abandoned_;
   Claims claims_;
   EvictionRecord evicted_;
-  Offers offers_;
-  std::size_t num_due_releases_ = kReleasesPerBatch;  // 0 while offers wait
   Counts counts_;
   std::int64_t epoch_ = 0;
   std::int64_t num_leases_ = 0;

@@ -33,9 +33,15 @@ class Offers {
   // Offers an entry, unless it was offered before. If too many offers wait, nothing changes, so that a later
   // hit offers the entry again.
   void add(Entry& entry) {
-    if (entry.is_offered || waiting_.size() >= kMostWaiting) return;
+    if (entry.is_offered || entry.hits < entry.least_hits_of_offer || waiting_.size() >= kMostWaiting) return;
     entry.is_offered = true;
     waiting_.push_back({entry.key, entry.num_rows, entry.row_width(), entry.tenant, entry.num_bytes()});
+  }
+  // A refused entry is offered again after as many hits as it had: while all offers are refused, few look-ups
+  // have to hand one over.
+  static void retract(Entry& entry) {
+    entry.is_offered = false;
+    entry.least_hits_of_offer = 2 * entry.hits;
   }
   std::vector<Offer> take() { return std::exchange(waiting_, {}); }
   std::size_t size() const { return waiting_.size(); }

@@ -181,6 +181,8 @@ void entries_are_offered_at_a_number_of_hits() {
   CHECK(ledger->take_offers().empty());
   ledger->retract_offer(key_of(0));
   ledger->retract_offer(key_of(5));  // not in the cache
+  for (int i = 0; i < 7; ++i) hit(0);
+  CHECK(!ledger->is_due());  // a refused entry is offered again after as many hits as it had
   hit(0);
   CHECK_EQUAL(ledger->take_offers().size(), 1U);
   // An insertion offers if it is asked to, or at 0 hits. A promotion and a fetch do not.

@@ -7,9 +7,10 @@ from vitcache.lazy import lazy_names
 if TYPE_CHECKING:
     from vitcache.cache.claims import Claim
     from vitcache.cache.embedding_cache import EmbeddingCache
-    from vitcache.cache.stats import CacheStats, TierHits
+    from vitcache.cache.fetch import Fetch
+    from vitcache.cache.stats import CacheStats, TierHits, TierStats
 
-__all__ = ["CacheStats", "Claim", "EmbeddingCache", "TierHits"]
+__all__ = ["CacheStats", "Claim", "EmbeddingCache", "Fetch", "TierHits", "TierStats"]
 
 if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
     __getattr__ = lazy_names(
@@ -17,6 +18,7 @@ if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every n
         {
             "vitcache.cache.claims": ("Claim",),
             "vitcache.cache.embedding_cache": ("EmbeddingCache",),
-            "vitcache.cache.stats": ("CacheStats", "TierHits"),
+            "vitcache.cache.fetch": ("Fetch",),
+            "vitcache.cache.stats": ("CacheStats", "TierHits", "TierStats"),
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,7 +11,6 @@ from vitcache._native import Entry, Ledger, Pending, Tier
 from vitcache.cache.call_arguments import tenant_label, to_cost
 from vitcache.cache.checksums import Checksums, is_intact
 from vitcache.cache.host_copies import HostCopies
-from vitcache.cache.offers import Offers
 from vitcache.cache.python_policy import PythonPolicies
 from vitcache.cache.refusals import RefusalLog
 from vitcache.device.locks import new_lock
@@ -18,6 +18,9 @@ from vitcache.device.streams import Fence, Timeline, check_current_stream
 from vitcache.pages.host_reservation import HostReservation
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation, WriteResult, abort, logger
+
+if TYPE_CHECKING:
+    from vitcache.cache.offers import Offers
 
 
 class CacheCoordinator:

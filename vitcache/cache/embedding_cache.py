@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from vitcache.cache.call_arguments import (
 from vitcache.cache.claims import Claim, claim
 from vitcache.cache.construction import construct
 from vitcache.cache.fetch import Fetch
-from vitcache.cache.lower_tiers import LowerTiers
 from vitcache.cache.policies import make_policy
 from vitcache.cache.stats import CacheStats, make_stats
 from vitcache.cache.tier_arguments import (
@@ -43,6 +42,9 @@ from vitcache.pages.reservation import Reservation
 from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
 from vitcache.tiers.protocol import Tier
 from vitcache.tiers.write_back import WriteBack
+
+if TYPE_CHECKING:
+    from vitcache.cache.lower_tiers import LowerTiers
 
 __all__ = ["CacheStats", "EmbeddingCache"]
 
@@ -221,6 +223,8 @@ class EmbeddingCache:
         self._write_back_ms = write_back.encode_ms if lower else float("inf")
         self._lower: LowerTiers | None = None
         if lower:
+            from vitcache.cache.lower_tiers import LowerTiers  # a cache without tiers does not load it
+
             self._lower = LowerTiers(
                 lower, self._coordinator, self.device, dtype, weights_name, write_back, fetch_timeout_s
             )

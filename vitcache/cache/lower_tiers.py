@@ -15,7 +15,16 @@ from vitcache.cache.stats import TierStats
 from vitcache.cache.tier_books import TierBooks
 from vitcache.device.locks import new_lock
 from vitcache.tiers.protocol import Tier
-from vitcache.tiers.tier_jobs import Barrier, EraseJob, RevokeJob, Wanted, WantedName, finish_all, send
+from vitcache.tiers.tier_jobs import (
+    Barrier,
+    EraseJob,
+    RevokeJob,
+    Wanted,
+    WantedName,
+    WantedTable,
+    finish_all,
+    send,
+)
 from vitcache.tiers.tier_runner import logger
 from vitcache.tiers.tier_worker import CLOSE_S, TierWorker
 from vitcache.tiers.weights_name import CurrentWeights, Weights
@@ -56,8 +65,7 @@ class LowerTiers:
         self._fetch_timeout_s = fetch_timeout_s
         self._current = CurrentWeights(Weights(weights_name, dtype, self._ledger.epoch))
         self._to_revoke: dict[Weights, None] = {}
-        self._wanted: dict[WantedName, Wanted] = {}
-        self._overtaken: dict[Wanted, None] = {}  # that another fetch of the same name has replaced
+        self._wanted = WantedTable()
         self._is_closed = False
         self._changing = new_lock()  # held while the epoch and the weights change
         assert isinstance(write_back.queue_bytes, int)
@@ -112,15 +120,13 @@ class LowerTiers:
             for name in names:
                 if name in new:
                     continue
-                each = self._wanted.get(name)
+                each = self._wanted.find(name)
                 if each is None or each.is_void or each.is_late or each.weights is not weights:
-                    if each is not None and not each.is_done:
-                        self._overtake(each)
                     each = new[name] = Wanted(name, weights, self._wanted, may_evict)
                 else:
                     each.num_waiting += 1
                 wanted.append(each)
-            self._wanted.update(new)  # before they are sent: `_drop` must find them
+            self._wanted.add(list(new.values()))  # before they are sent: `_drop` must find them
             if new:
                 send(list(new.values()), weights, self._runners, timeout_s)
             is_sent = True
@@ -129,13 +135,6 @@ class LowerTiers:
                 for each in wanted:
                     each.num_waiting -= 1
                 finish_all(list(new.values()))
-
-    def _overtake(self, wanted: Wanted) -> None:
-        """Keep an entry, which a new fetch replaces in the table, for `_drop`."""
-        for known in tuple(self._overtaken):
-            if known.is_done:
-                self._overtaken.pop(known, None)
-        self._overtaken[wanted] = None
 
     def note_late(self) -> None:
         """Open the breakers of tiers that are late."""
@@ -173,11 +172,9 @@ class LowerTiers:
 
     def _drop(self, key: bytes | None, tenant: bytes | None) -> None:
         """Let entries that are being fetched not enter the cache, before the ledger drops those it knows."""
-        for wanted in (*tuple(self._wanted.values()), *tuple(self._overtaken)):
+        for wanted in self._wanted.all():
             if key in (None, wanted.name[0]) and tenant in (None, wanted.name[3]):
                 wanted.is_dropped = True
-            if wanted.is_done:
-                self._overtaken.pop(wanted, None)
 
     def _erase(self, key: bytes | None, tenant: bytes | None) -> list[EraseJob]:
         """Queue the erasure of entries in every tier. Returns one job per tier."""
@@ -196,10 +193,11 @@ class LowerTiers:
         RuntimeError
             If a tier could not erase.
         """
-        end = float("inf") if timeout_s is None else monotonic() + timeout_s
+        end = self._end(timeout_s)
         for runner, job in zip(self._runners, jobs, strict=True):
             if not job.wait(end):
-                raise TimeoutError(f"tier {runner.name!r} has not erased the rows within {timeout_s:g} s")
+                limit = "before its own call returns" if self._is_in_tier else f"within {timeout_s:g} s"
+                raise TimeoutError(f"tier {runner.name!r} has not erased the rows {limit}")
         for runner, job in zip(self._runners, jobs, strict=True):
             if job.error is not None:
                 raise RuntimeError(f"tier {runner.name!r} could not erase the rows") from job.error
@@ -241,7 +239,7 @@ class LowerTiers:
     def flush(self, timeout_s: float | None) -> bool:
         """Wait until the stores that are queued now are done. False: they were not within `timeout_s`."""
         self._coordinator.drain()
-        end = float("inf") if timeout_s is None else monotonic() + timeout_s
+        end = self._end(timeout_s)
         barriers = [Barrier() for _ in self._runners]
         for runner, barrier in zip(self._runners, barriers, strict=True):
             runner.queue(barrier)
@@ -280,6 +278,17 @@ class LowerTiers:
                     CLOSE_S,
                 )
         self._is_closed = True
+
+    @property
+    def _is_in_tier(self) -> bool:
+        """Whether a tier has called the cache: a wait for this tier would not end."""
+        return any(worker.is_own_thread for worker in self._workers)
+
+    def _end(self, timeout_s: float | None) -> float:
+        """The time until which a call waits for the tiers."""
+        if self._is_in_tier:
+            return monotonic()
+        return float("inf") if timeout_s is None else monotonic() + timeout_s
 
     def _weights(self) -> Weights:
         """Return the current weights. After an interrupted `advance` they have a random name."""

@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--restart",
         type=Path,
         metavar="DIR",
-        help="store the rows in this directory, and run the last turn again in a new process that reads them",
+        help="store the rows in this directory, and run the last turn again in a new process that reads them "
+        "(default: no restart)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument(

@@ -24,7 +24,8 @@ class ReservedRows(NamedTuple):
 class LeasedRows(NamedTuple):
     """Rows of one entry that are written, and their memory as `Transfer.parts`, until the lease is released.
 
-    `parts` may be memory of the worker, which its next call of `read` writes.
+    `parts` may be memory of the worker, which its next call of `read` writes. Then the lease is already
+    released.
     """
 
     lease: Lease
@@ -36,6 +37,10 @@ class Books(Protocol):
 
     def on_own_stream(self) -> AbstractContextManager[object]:
         """Return a context in which the worker's own stream of the cache's device is current."""
+
+    @property
+    def weights(self) -> Weights:
+        """The weights that the cache publishes now."""
 
     def row_bytes(self, row_width: int) -> int:
         """Bytes of a row of `row_width` elements."""

@@ -14,8 +14,9 @@ class Breaker:
     """Whether a tier may be asked now. Any thread may call any method; none of them waits.
 
     It is closed at first, and opens at the first failure. It stays open while a late call runs, and for a
-    back-off of 1 s, which doubles with each failed probe, up to 30 s. Then it admits one fetch as a probe. If
-    the probe succeeds in time, the breaker closes.
+    back-off of 1 s, which doubles with each failed probe, up to 30 s. Then it admits one fetch or one store
+    as a probe. If the probe succeeds in time, the breaker closes. After 30 s without a result, the next call
+    is the probe: an interrupt may have lost the first one.
 
     Parameters
     ----------
@@ -38,7 +39,11 @@ class Breaker:
         self._back_off_s = FIRST_BACK_OFF_S
         self._until = 0.0
         self._num_late = 0  # late calls that still run
-        self._is_probing = False
+        self._probe_until = float("-inf")
+
+    @property
+    def _is_probing(self) -> bool:
+        return self._clock() < self._probe_until
 
     @property
     def is_ripe(self) -> bool:
@@ -47,17 +52,17 @@ class Breaker:
 
     @property
     def may_admit(self) -> bool:
-        """Whether `admit` would admit a fetch now."""
+        """Whether `admit` would admit a call now."""
         return not self.is_open or (not self._is_probing and self.is_ripe)
 
     def admit(self) -> bool | None:
-        """Whether a fetch may be queued now. None: it may, as the probe, and must end it."""
+        """Whether a fetch or a store may be queued now. None: it may, as the probe, and must end it."""
         if not self.is_open:
             return True
         with self._lock:
             if not self.may_admit:
                 return False
-            self._is_probing = True
+            self._probe_until = self._clock() + LONGEST_BACK_OFF_S
             return None
 
     def fail(self, is_probe: bool = False) -> None:
@@ -70,7 +75,7 @@ class Breaker:
             elif is_probe:
                 self._back_off_s = min(2 * self._back_off_s, LONGEST_BACK_OFF_S)
             if is_probe:
-                self._is_probing = False
+                self._probe_until = float("-inf")
             self._until = self._clock() + self._back_off_s
 
     def begin_late(self, is_probe: bool = False) -> None:
@@ -86,8 +91,8 @@ class Breaker:
         self.fail()
 
     def end_probe(self, succeeded: bool) -> None:
-        """End the probe: close, or let the next fetch be the probe because this one did not ask the tier."""
+        """End the probe: close, or let the next call be the probe because this one did not ask the tier."""
         with self._lock:
-            self._is_probing = False
+            self._probe_until = float("-inf")
             if succeeded:
                 self.is_open = False

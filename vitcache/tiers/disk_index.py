@@ -190,17 +190,24 @@ class DiskIndex:
 
         self.write(insert)
 
-    def remove(self, names: Iterable[bytes], owner: bytes = b"") -> None:
-        """Remove entries by their packed names, and end the claims of `owner` on them."""
-        rows = [(name,) for name in names]
+    def remove(self, names: Sequence[bytes], is_absent: Callable[[bytes], bool]) -> int:
+        """Remove entries without a file, by their packed names. Return their number.
 
-        def remove(connection: sqlite3.Connection) -> None:
-            connection.executemany("delete from entries where name = ?", rows)
-            if owner:
-                ended = [(name, owner) for (name,) in rows]
-                connection.executemany("delete from claims where name = ? and owner = ?", ended)
+        `is_absent` is called in the transaction: another process that has stored the file meanwhile inserts
+        its row afterwards. Else the file would count for no limit.
+        """
 
-        self.write(remove)
+        def remove(connection: sqlite3.Connection) -> int:
+            absent = [(name,) for name in names if is_absent(name)]
+            connection.executemany("delete from entries where name = ?", absent)
+            return len(absent)
+
+        return self.write(remove)
+
+    def end_claim(self, name: bytes, owner: bytes) -> None:
+        """End the claim of `owner` on a packed name."""
+        text = "delete from claims where name = ? and owner = ?"
+        self.write(lambda connection: connection.execute(text, (name, owner)))
 
     def touch(self, uses: dict[bytes, int]) -> None:
         """Write times of use in ns, by packed names."""
@@ -209,13 +216,15 @@ class DiskIndex:
             lambda connection: connection.executemany("update entries set used = ? where name = ?", rows)
         )
 
-    def evict(self, excess: Callable[[int], int], drop: Callable[[bytes], None]) -> int:
+    def evict(self, excess: Callable[[int], int], drop: Callable[[bytes], None], now: int) -> int:
         """Remove the entries that were used longest ago; call `drop` for each. Return their number.
 
-        `excess` returns how many bytes are too many, of the bytes of all entries.
+        `excess` returns how many bytes are too many, of the bytes of all entries. `now`: the time in ns. A
+        later time of use is of a clock that was wrong: such an entry would stay until that time.
         """
 
         def evict(connection: sqlite3.Connection) -> int:
+            connection.execute("update entries set used = ?1 where used > ?1", (now,))
             evicted = 0
             while True:
                 (num_bytes,) = connection.execute("select bytes from totals").fetchone()
@@ -241,7 +250,9 @@ class DiskIndex:
         """Claim packed names until `now + ttl_s`. False: another owner has a claim that is not expired."""
 
         def claim(connection: sqlite3.Connection) -> list[bool]:
-            connection.execute("delete from claims where expires <= ?", (now,))
+            # A claim that ends later than a new one would is of a clock that was wrong.
+            over = "delete from claims where expires <= ? or expires > ?"
+            connection.execute(over, (now, now + ttl_s))
             claimed = []
             for name in names:
                 row = connection.execute("select owner from claims where name = ?", (name,)).fetchone()

@@ -8,6 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 from vitcache.tiers.disk_index import DiskIndex
 from vitcache.tiers.entry_files import ENTRIES, TEMPORARY, has_file
@@ -119,16 +120,20 @@ class DiskSweep:
             self.swept += 1
 
     def _remove_absent(self, names: list[bytes]) -> None:
-        try:
-            with open_folder(self._path) as root, open_folder(ENTRIES, root) as entries:
+        with ExitStack() as stack:
+            try:
+                root = stack.enter_context(open_folder(self._path))
+                entries = stack.enter_context(open_folder(ENTRIES, root))
                 absent = [name for name in names if not has_file(entries, unpack_name(name))]
-        except OSError as error:
-            if error.errno not in ABSENT:
-                raise
-            absent = names
-        if absent:
-            self._index.remove(absent)
-            self.swept += len(absent)
+            except OSError as error:
+                if error.errno not in ABSENT:
+                    raise
+                self.swept += self._index.remove(names, lambda _: True)
+                return
+            if absent:
+                self.swept += self._index.remove(
+                    absent, lambda name: not has_file(entries, unpack_name(name))
+                )
 
 
 def _list_below(folder: int, folders: tuple[str, ...]) -> list[str]:

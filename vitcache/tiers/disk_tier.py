@@ -31,6 +31,7 @@ logger = logging.getLogger("vitcache.tiers")
 _LEAST_BYTES = 1 << 20
 _STEPS_PER_CALL = 64  # of the sweep, in each call that writes
 _MOST_USES = 4096  # that are kept in memory
+_of_parents: list[DiskIndex] = []  # in a forked child; never freed, as the child must not close them
 
 
 class DiskTier:
@@ -89,6 +90,7 @@ class DiskTier:
         )
         self._direct = direct
         self._pid = 0  # of the process that has opened it; 0: it is closed
+        self._index = DiskIndex(self.path)
 
     def open(self) -> None:
         """Open the folder, and make it if it does not exist.
@@ -108,6 +110,8 @@ class DiskTier:
             raise RuntimeError(
                 f"the disk tier {self.path} is open; a DiskTier belongs to one cache at a time"
             )
+        if self._pid:
+            _of_parents.append(self._index)
         make_folder(self.path)
         check_root(self.path)
         self._owner = str(os.getpid()).encode() + secrets.token_bytes(16)
@@ -176,7 +180,7 @@ class DiskTier:
         packed = pack_name(name)
         self._uses.pop(packed, None)
         try:
-            self._index.remove([packed])
+            self._index.remove([packed], lambda _: not has_file(entries, name))
         except sqlite3.OperationalError:  # another process has locked it
             self._sweep.restart()
 
@@ -211,18 +215,20 @@ class DiskTier:
         packed = pack_name(name)
         try:
             with open_folder(self.path) as root, open_folder(ENTRIES, root, make=True) as entries:
-                if not has_file(entries, name):
+                is_new = not has_file(entries, name)
+                if is_new:
                     self._evict(size, entries)
                     self._files.write(root, store)
                 try:
                     self._index.insert([(packed, size, time.time_ns())], self._owner)
                 except BaseException:
-                    remove_file(entries, name)
+                    if is_new:
+                        remove_file(entries, name)
                     raise
         except (OSError, sqlite3.OperationalError) as error:
             self._refuse(error)
             with suppress(sqlite3.OperationalError):  # its claim then ends by its time
-                self._index.remove([packed], self._owner)
+                self._index.end_claim(packed, self._owner)
             return False
         return True
 
@@ -234,11 +240,13 @@ class DiskTier:
             is_refusal = not any(word in str(error) for word in ("locked", "busy", "locking"))
         if not is_refusal:
             raise error
-        kind = f"refused: {error}"
+        # Without the names of files, which differ from entry to entry.
+        reason = error.strerror if isinstance(error, OSError) else error
+        kind = f"refused: {reason}"
         self._counts[kind] += 1
         if self._counts[kind] == 1:
             text = "disk tier %s: an entry is not stored: %s; later ones are only counted"
-            logger.warning(text, self.path, error)
+            logger.warning(text, self.path, reason)
 
     def _evict(self, size: int, entries: int) -> None:
         """Evict entries until one of `size` bytes does not exceed the limit."""
@@ -249,6 +257,7 @@ class DiskTier:
         self._counts["evictions"] += self._index.evict(
             lambda num_bytes: num_bytes + size - self.capacity_bytes,
             lambda packed: _remove_packed(entries, packed),
+            time.time_ns(),
         )
 
     def _write_uses(self) -> None:
@@ -272,18 +281,27 @@ class DiskTier:
         """
         if tenant is None and key is None:
             raise ValueError("tenant and key are None, at least one must be given")
+        is_indexed = self._erase_rows(tenant, key)  # first: a file that another process stores now has a row
         with self._entries() as entries:
             erased = 0 if entries is None else erase_files(entries, tenant, key)
             self._sweep.remove_temporary()
         self._uses = {
             packed: used for packed, used in self._uses.items() if not _is_named(packed, tenant, key)
         }
-        if self._index.is_current:
-            try:
-                self._index.erase(tenant, key)
-            except sqlite3.OperationalError:  # another process has locked it
-                self._sweep.restart()
+        if not is_indexed:
+            self._sweep.restart()
         return erased
+
+    def _erase_rows(self, tenant: bytes | None, key: bytes | None) -> bool:
+        """Erase rows of the index. False: another process has locked it, or it is to be made again."""
+        self._check_open()
+        if not self._index.is_current:
+            return False
+        try:
+            self._index.erase(tenant, key)
+        except sqlite3.OperationalError:
+            return False
+        return True
 
     def generation(self, weights: bytes) -> int:
         """See `Tier.generation`. The generation is the size of a file, apart from the index."""

@@ -12,41 +12,47 @@ from vitcache.tiers.tier_jobs import StoreJob
 CLAIM_S = 60.0
 
 
-def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCounts) -> None:
+def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCounts) -> bool | None:
     """Store an entry, if it is still in the cache and the tier can be used. Runs on the worker's thread.
 
-    An entry that was not stored because of the tier is offered again at a later hit.
+    An entry that was not stored is offered again at a later hit, unless the tier has it.
+
+    Returns whether the tier answered; None: it was not asked.
     """
     if not books.is_current(job.weights):
         counts.add("skipped_stores")  # the rows are of weights that are not named so any more
         books.retract(job)
-        return
-    if engine.is_stopped or not engine.is_ready():
+        return None
+    if engine.is_stopped or not engine.is_ready(job.is_probe):
+        is_failed = not engine.is_stopped
         counts.add("skipped_stores")
         books.retract(job)
-        return
+        return False if is_failed else None
     rows = books.read(job)
     if rows is None:
         counts.add("skipped_stores")
-        return
+        books.retract(job)  # it may be there soon: it is being moved, or gets a host copy
+        return None
     call = "generation"
     try:
         weights = engine.weights_of(job.weights)
         name = EntryName(job.tenant, weights, job.key, job.num_rows, books.row_bytes(job.row_width))
         call = "claim"
         is_mine = engine.tier.claim([name], CLAIM_S)[0]
+        call = "exists"
+        is_there = not is_mine and engine.tier.exists([name])[0]
         call = "store"
         # `read` has leased the rows before this question, so they are rows of these weights.
         is_meant = is_mine and books.is_current(job.weights)
         is_stored = is_meant and engine.tier.store([Transfer(name, rows.parts)])[0]
     except BaseException as error:
-        engine.fail(call, error)
+        engine.fail(call, error, job.is_probe)
         counts.add("store_failures")
         books.retract(job)
         engine.hold(rows.lease.release, job.num_bytes)
         del rows
         engine.recycle()
-        return
+        return False
     rows.lease.release()
     if is_stored:
         counts.add("stored")
@@ -57,3 +63,6 @@ def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCount
         books.retract(job)
     else:
         counts.add("skipped_stores")
+        if not is_there:  # another process stores it now, or has died meanwhile
+            books.retract(job)
+    return True

@@ -14,7 +14,7 @@ WantedName = tuple[bytes, int, int, bytes]  # key, number of rows, row width, di
 class Wanted(Completion):
     """An entry that is being fetched, for all callers that want it.
 
-    Any thread sets the flags. The worker that has the entry finishes it, and only then it leaves `table`.
+    Any thread sets the flags. The worker that has the entry finishes it, and only then it leaves its table.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Wanted(Completion):
     __slots__ = ("_table", "is_dropped", "is_late", "may_evict", "name", "num_waiting", "weights")
 
     def __init__(
-        self, name: WantedName, weights: Weights, table: dict[WantedName, Wanted], may_evict: bool = True
+        self, name: WantedName, weights: Weights, table: WantedTable, may_evict: bool = True
     ) -> None:
         super().__init__()
         self.name = name
@@ -52,9 +52,43 @@ class Wanted(Completion):
     def finish(self) -> None:
         """End the fetch, successful or not."""
         super().finish()
-        known = self._table.pop(self.name, None)
-        if known is not None and known is not self:
-            self._table[self.name] = known
+        self._table.remove(self)
+
+
+class WantedTable:
+    """The entries that are being fetched. Any thread may call any method.
+
+    Two calls may begin to fetch one entry at the same time, and a late fetch may go on beside a newer one.
+    The table keeps both, and `find` returns the last one.
+    """
+
+    __slots__ = ("_all", "_by_name")
+
+    def __init__(self) -> None:
+        self._all: dict[Wanted, None] = {}
+        self._by_name: dict[WantedName, Wanted] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def all(self) -> tuple[Wanted, ...]:
+        """Return every entry that is not finished."""
+        return tuple(self._all)
+
+    def find(self, name: WantedName) -> Wanted | None:
+        """Return an entry of a name, or None."""
+        return self._by_name.get(name)
+
+    def add(self, wanted: Sequence[Wanted]) -> None:
+        """Add entries; `find` returns these from now on."""
+        self._all.update(dict.fromkeys(wanted))
+        self._by_name.update((each.name, each) for each in wanted)
+
+    def remove(self, wanted: Wanted) -> None:
+        """Remove an entry."""
+        self._all.pop(wanted, None)
+        if self._by_name.get(wanted.name) is wanted:
+            self._by_name.pop(wanted.name, None)
 
 
 class FetchQueue(Protocol):
@@ -106,7 +140,10 @@ def send(wanted: list[Wanted], weights: Weights, route: Sequence[FetchQueue], ti
 
 
 class StoreJob(NamedTuple):
-    """An entry that is copied to the tier, if it is in the cache when the job runs."""
+    """An entry that is copied to the tier, if it is in the cache when the job runs.
+
+    `is_probe` as in `FetchJob`.
+    """
 
     key: bytes
     num_rows: int
@@ -114,6 +151,7 @@ class StoreJob(NamedTuple):
     tenant: bytes
     num_bytes: int
     weights: Weights
+    is_probe: bool = False
 
 
 class Barrier(Completion):

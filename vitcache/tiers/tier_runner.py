@@ -84,11 +84,21 @@ class TierRunner:
         return is_queued
 
     def offer(self, jobs: Sequence[StoreJob]) -> list[StoreJob]:
-        """Queue stores, and return those that are refused: breaker, too many bytes, or closed."""
-        if self.is_off or self.is_ending or self.breaker.is_open:
+        """Queue stores, and return those that are refused: breaker, too many bytes, or closed.
+
+        An open breaker may admit the first one as its probe: a cache that only stores has no fetch to try.
+        """
+        if self.is_off or self.is_ending or not jobs:
             refused = list(jobs)
         else:
-            refused = self.jobs.add_stores(jobs)
+            admitted = self.breaker.admit()
+            if admitted is None:
+                probe = jobs[0]._replace(is_probe=True)
+                refused = [*self.jobs.add_stores([probe]), *jobs[1:]]
+                if probe in refused:
+                    self.breaker.end_probe(False)
+            else:
+                refused = self.jobs.add_stores(jobs) if admitted else list(jobs)
         if refused:
             self.counts.add("skipped_stores", len(refused))
         return refused
@@ -118,9 +128,10 @@ class TierRunner:
                 for wanted in late:
                     wanted.is_late = True
 
-    def open(self) -> None:
+    def open(self, books: Books) -> None:
         """Open the tier. If it fails, it is tried again as the breaker allows."""
-        self._engine.is_ready()
+        if self._engine.is_ready():
+            self._engine.resolve(books.weights)
         self._read_metrics()
 
     def run_all(self, books: Books) -> None:
@@ -138,8 +149,7 @@ class TierRunner:
         if isinstance(job, FetchJob):
             self._fetch(job, books)
         elif isinstance(job, StoreJob):
-            self._engine.is_stopped = self.breaker.is_open or monotonic() >= self.stop_at
-            run_store(job, self._engine, books, self.counts)
+            self._store(job, books)
         elif isinstance(job, Barrier):
             self._read_metrics(now=True)
             job.finish()
@@ -165,11 +175,22 @@ class TierRunner:
                 if has_answered:
                     self._engine.succeed()
 
+    def _store(self, job: StoreJob, books: Books) -> None:
+        is_refused = self.breaker.is_open and not job.is_probe
+        self._engine.is_stopped = is_refused or monotonic() >= self.stop_at
+        has_answered: bool | None = None
+        try:
+            has_answered = run_store(job, self._engine, books, self.counts)
+        finally:
+            if job.is_probe and has_answered is not False:  # a failure has ended the probe
+                self.breaker.end_probe(bool(has_answered))
+
     def end(self, books: Books) -> None:
         """Run the jobs that wait, except fetches, and close the tier. Later jobs are finished at once."""
         self.is_ending = True
         try:
             self.run_all(books)
+            self._engine.settle()
             self._engine.close()
         finally:
             self.is_off = True

@@ -32,7 +32,7 @@ class DiskSettings:
         Names the weights, and every part of the configuration that the keys of the rows do not name. None: no
         name is known, so a later start finds none of the rows.
     why
-        Where the name is from, or why there is none: a part of a line of the log.
+        The origin of the name, or the reason that it is missing: a part of a line of the log.
     timeout_s
         Most seconds that a request waits for the disk.
 
@@ -49,7 +49,7 @@ class DiskSettings:
 
     @property
     def line(self) -> str:
-        """A line of the log: what a later start finds."""
+        """A line of the log: the rows that a later start finds."""
         if self.weights_name is None:
             return (
                 f"disk {self.path}: the rows are not found after a restart, because {self.why}; set "
@@ -59,13 +59,13 @@ class DiskSettings:
 
 
 def read_disk(options: Mapping[str, Any], vllm_config: Any) -> DiskSettings | None:
-    """Read and check the options of the disk. None: there is no disk.
+    """Read and check the options of the disk. None: without a disk.
 
     Raises
     ------
     ValueError
         If one of `disk` and `disk_bytes` is missing, a text is empty, `weights_name` is given without `disk`,
-        there is no host tier, the scheduler and its only worker are not in one process, or vLLM names items
+        the host tier is missing, scheduler and only worker are not in one process, or vLLM names items
         by requests.
     TypeError
         If an option has the wrong type.
@@ -128,7 +128,7 @@ def _check_identifiers(vllm_config: Any) -> None:
 
 
 def _find_name(options: Mapping[str, Any], vllm_config: Any) -> tuple[str | None, str]:
-    """Return the name of the weights, and where it is from, or why there is none."""
+    """Return the name of the weights, and its origin or the reason that it is missing."""
     if options.get("weights_name") is not None:
         name = _text(options, "weights_name")
         return name, f"weights_name is {name!r}"

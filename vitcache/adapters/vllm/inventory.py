@@ -83,7 +83,7 @@ class Inventory:
     owner
         The manager of vLLM's encoder cache.
     disk
-        The fetches from the disk below the host tier. None: there is no disk.
+        The fetches from the disk below the host tier. None: without a disk.
     counts
         Counters since the last report to vLLM.
 

@@ -47,7 +47,7 @@ class Settings:
     widths
         Measured width of the rows of each modality. Empty until vLLM has measured them, and on workers.
     disk
-        The disk below the host tier; None: there is none.
+        The disk below the host tier; None: without one.
 
     Examples
     --------
