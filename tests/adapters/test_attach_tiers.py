@@ -99,6 +99,13 @@ def test_attach_finds_nothing_of_other_weights(change: Any, options: dict[str, A
     assert serve(FAMILY, tier, model, **options)[1] == [1, 1, 1]
 
 
+def test_attach_finds_nothing_of_another_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = MemoryTier(1 << 20)
+    serve(FAMILY, tier)
+    monkeypatch.setattr("vitcache.adapters.vision_tower._device_kind", lambda device: "another GPU")
+    assert serve(FAMILY, tier)[1] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("namespace", ["mine", b"mine", Namespace("mine", tenant="a")])
 def test_attach_with_a_namespace_reads_no_weights_and_finds_its_rows(
     namespace: Any, monkeypatch: pytest.MonkeyPatch
