@@ -227,3 +227,39 @@ def test_wrong_name_of_weights_changes_nothing(name: Any) -> None:
             with pytest.raises((ValueError, TypeError), match="weights_name"):
                 change(cache, weights_name=name)
         assert is_right(cache, 1)
+
+
+def test_rows_that_replaced_those_of_another_tenant_are_not_stored_as_theirs() -> None:
+    tier = PlantedTier()
+    with tier_cache(tier) as cache:
+        pause = tier.pause("exists")
+        cache.begin_fetch([key_of(9)], 2)
+        assert pause.started.wait(LONG)
+        for tenant in ("one", "two"):  # equal keys: a caller may have given them
+            assert cache.put(key_of(1), rows_of(1), tenant=tenant)
+            cache.stats()  # hands the offer over
+        pause.release()
+        assert cache.flush(LONG)
+        assert (stats_of(cache).stored, stats_of(cache).skipped_stores) == (1, 1)
+        assert cache.forget_tenant("two") == 1 + 1
+        assert tier.metrics()["entries"] == 0
+
+
+@pytest.mark.parametrize("method", ["erase", "revoke"])
+@pytest.mark.parametrize("fails_again", [False, True])
+def test_erasure_that_failed_is_tried_again_before_the_tier_is_closed(
+    method: str, fails_again: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = PlantedTier()
+    with tier_cache(tier) as cache:
+        put(cache, 1)
+        for nth in range(1, 2 + fails_again):
+            tier.fail(method, OSError("planted"), nth)
+        if method == "erase":
+            assert cache.discard(key_of(1))
+        else:
+            cache.advance_epoch()
+        assert cache.flush(LONG)
+    assert ("1 erases or changes of weights failed" in caplog.text) is fails_again
+    with tier_cache(tier) as cache:
+        assert cache.fetch([key_of(1)], 2) == [fails_again]

@@ -174,8 +174,9 @@ def test_tier_that_does_not_open_is_tried_again_and_logged_once(caplog: pytest.L
 def test_failure_before_the_pages_are_reserved_frees_nothing_early(method: str) -> None:
     tier, clock = PlantedTier(), Clock()
     fill(tier, 1)
+    tier.fail(method, OSError("broken"))
     with tier_cache(tier, clock=clock) as cache:
-        tier.fail(method, OSError("broken"))
+        assert cache.flush(LONG)
         assert cache.fetch([key_of(1)], 2) == [False]
         assert (stats_of(cache).failures, stats_of(cache).is_open, cache.stats().host_bytes) == (1, True, 0)
         clock.advance(FIRST_BACK_OFF_S)
@@ -278,3 +279,23 @@ def test_tier_that_calls_the_cache_from_its_thread_does_not_hang() -> None:
         assert called.wait(LONG)
         assert cache.flush(LONG)
         cache.check_integrity()
+
+
+@pytest.mark.parametrize("timeout_s", [LONG, None])
+def test_tier_that_waits_for_itself_does_not_hang(timeout_s: float | None) -> None:
+    tier = PlantedTier()
+    found: list[object] = []
+
+    def call_back() -> None:
+        found.append(cache.flush(timeout_s))
+        try:
+            cache.forget(key_of(1), timeout_s=timeout_s)
+        except TimeoutError as error:
+            found.append(str(error))
+
+    with tier_cache(tier) as cache:
+        tier._plant("exists", 1, call_back)
+        assert cache.fetch([key_of(1)], 2) == [False]
+        assert found == [False, "tier 'planted' has not erased the rows before its own call returns"]
+        assert cache.flush(LONG)
+        assert tier.calls["erase"] == 1

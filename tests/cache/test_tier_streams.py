@@ -14,6 +14,7 @@ from tiers.planted_tier import PlantedTier
 from tiers.tier_cache import LONG, key_of, rows_of
 
 from vitcache import WriteBack
+from vitcache.cache.call_arguments import tenant_label
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.tier_books import TierBooks
 from vitcache.pages.lease import Lease
@@ -158,7 +159,7 @@ def test_rows_of_a_gpu_are_staged_on_the_stream_of_the_worker(monkeypatch: pytes
         rows = rows_of(number, num_rows, 2)
         with model.on("a"):
             assert cache.put(key_of(number), rows)
-        job = StoreJob(key_of(number), num_rows, 2, bytes(32), num_rows * PAGE_BYTES, current)
+        job = StoreJob(key_of(number), num_rows, 2, tenant_label(""), num_rows * PAGE_BYTES, current)
         calls.clear()
         with model.on("d"):
             leased = books.read(job)

@@ -159,10 +159,26 @@ def test_corrupt_rows_are_not_stored() -> None:
 
 def test_claim_of_another_process_leaves_the_store_out(monkeypatch: pytest.MonkeyPatch) -> None:
     tier = PlantedTier()
+    real = tier.claim
     monkeypatch.setattr(tier, "claim", lambda names, ttl_s: [False])
     with tier_cache(tier) as cache:
         put(cache, 1)
         assert (stats_of(cache).skipped_stores, tier.calls["store"]) == (1, 0)
+        monkeypatch.setattr(tier, "claim", real)  # the other process has died: a later hit offers again
+        for _ in range(2):  # stored at the first hit, and not offered at the second
+            assert is_right(cache, 1)
+            assert cache.flush(LONG)
+            assert (stats_of(cache).stored, tier.calls["claim"]) == (1, 1)
+
+
+def test_entry_that_another_process_has_stored_is_not_offered_again() -> None:
+    tier = PlantedTier()
+    fill(tier, 1)
+    with tier_cache(tier) as cache:
+        put(cache, 1)
+        assert is_right(cache, 1)
+        assert cache.flush(LONG)
+        assert (stats_of(cache).skipped_stores, tier.calls["claim"]) == (1, 2)
 
 
 def test_entry_that_has_no_room_in_the_tier_is_offered_again() -> None:

@@ -215,3 +215,16 @@ def test_cancel_of_a_prefetch_cancels_its_fetch() -> None:
         assert cache.flush(SECONDS)
         assert tower.calls == []
         assert tier.calls["fetch"] == fetches
+
+
+@pytest.mark.parametrize("has_tiers", [True, False], ids=["tiers", "no tiers"])
+def test_fetch_of_a_closed_cache_or_pipeline_raises(has_tiers: bool) -> None:
+    cache = open_cache(MemoryTier(1 << 20)) if has_tiers else make_cache(8)
+    pipeline = VisionPipeline(Tower(), cache)
+    cache.close()
+    for items in ([], make_items()):
+        with pytest.raises(RuntimeError, match="the cache was closed"):
+            pipeline.fetch([Chunk(items, 0, 8)] if items else [])
+    pipeline.close()
+    with pytest.raises(RuntimeError, match="the pipeline was closed"):
+        pipeline.fetch([])

@@ -193,10 +193,11 @@ class LowerTiers:
         RuntimeError
             If a tier could not erase.
         """
-        end = float("inf") if timeout_s is None else monotonic() + timeout_s
+        end = self._end(timeout_s)
         for runner, job in zip(self._runners, jobs, strict=True):
             if not job.wait(end):
-                raise TimeoutError(f"tier {runner.name!r} has not erased the rows within {timeout_s:g} s")
+                limit = "before its own call returns" if self._is_in_tier else f"within {timeout_s:g} s"
+                raise TimeoutError(f"tier {runner.name!r} has not erased the rows {limit}")
         for runner, job in zip(self._runners, jobs, strict=True):
             if job.error is not None:
                 raise RuntimeError(f"tier {runner.name!r} could not erase the rows") from job.error
@@ -238,7 +239,7 @@ class LowerTiers:
     def flush(self, timeout_s: float | None) -> bool:
         """Wait until the stores that are queued now are done. False: they were not within `timeout_s`."""
         self._coordinator.drain()
-        end = float("inf") if timeout_s is None else monotonic() + timeout_s
+        end = self._end(timeout_s)
         barriers = [Barrier() for _ in self._runners]
         for runner, barrier in zip(self._runners, barriers, strict=True):
             runner.queue(barrier)
@@ -277,6 +278,17 @@ class LowerTiers:
                     CLOSE_S,
                 )
         self._is_closed = True
+
+    @property
+    def _is_in_tier(self) -> bool:
+        """Whether a tier has called the cache: a wait for this tier would not end."""
+        return any(worker.is_own_thread for worker in self._workers)
+
+    def _end(self, timeout_s: float | None) -> float:
+        """The time until which a call waits for the tiers."""
+        if self._is_in_tier:
+            return monotonic()
+        return float("inf") if timeout_s is None else monotonic() + timeout_s
 
     def _weights(self) -> Weights:
         """Return the current weights. After an interrupted `advance` they have a random name."""

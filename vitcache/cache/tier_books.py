@@ -53,6 +53,11 @@ class TierBooks:
             return nullcontext()
         return torch.cuda.stream(torch.cuda.Stream(self._device))
 
+    @property
+    def weights(self) -> Weights:
+        """The weights that the cache publishes now."""
+        return self._current.weights
+
     def row_bytes(self, row_width: int) -> int:
         """Bytes of a row of `row_width` elements."""
         return row_width * self._element_bytes
@@ -102,18 +107,22 @@ class TierBooks:
     def read(self, job: StoreJob) -> LeasedRows | None:
         """Lease the rows of an entry, and wait until they are written and in host memory.
 
-        None: the entry left the cache, or the host tier if only that is read, or its rows do not match their
-        checksum. The parts of an entry of the device tier of a GPU are valid until the next call.
+        None: the entry left the cache, or the host tier if only that is read, was replaced by rows of another
+        tenant, or does not match its checksum. The parts of an entry of the device tier of a GPU are valid
+        until the next call.
         """
         lease: Lease | None = self._ledger.peek(job.key, job.num_rows, job.row_width, not self._from_device)
         if lease is None:
             return None
         try:
+            entry = self._ledger.lease_entry(lease)
+            if entry is not None and entry.tenant != job.tenant:
+                lease.release()
+                return None
             if lease.tier == "device" and self._device.type == "cuda":
                 staged = self._stage(lease, job.num_bytes)
                 lease.release()  # now, as the tier may be slow, and a leased entry cannot be evicted
                 return LeasedRows(lease, [staged])
-            entry = self._ledger.lease_entry(lease)
             if entry is not None:
                 fence = Fence._make(entry.written)
                 if fence.event is not None:

@@ -512,6 +512,7 @@ class VisionPipeline:
         check_chunks(chunks)
         if self._is_closed:
             raise RuntimeError("the pipeline was closed")
+        len(self.cache)  # raises RuntimeError if it was closed
         if self.cache.has_lower_tiers:
             self._job.fetch(tuple(chunks))
 

@@ -38,6 +38,10 @@ class Books(Protocol):
     def on_own_stream(self) -> AbstractContextManager[object]:
         """Return a context in which the worker's own stream of the cache's device is current."""
 
+    @property
+    def weights(self) -> Weights:
+        """The weights that the cache publishes now."""
+
     def row_bytes(self, row_width: int) -> int:
         """Bytes of a row of `row_width` elements."""
 

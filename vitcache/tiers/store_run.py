@@ -39,6 +39,8 @@ def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCount
         name = EntryName(job.tenant, weights, job.key, job.num_rows, books.row_bytes(job.row_width))
         call = "claim"
         is_mine = engine.tier.claim([name], CLAIM_S)[0]
+        call = "exists"
+        is_there = not is_mine and engine.tier.exists([name])[0]
         call = "store"
         # `read` has leased the rows before this question, so they are rows of these weights.
         is_meant = is_mine and books.is_current(job.weights)
@@ -61,4 +63,6 @@ def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCount
         books.retract(job)
     else:
         counts.add("skipped_stores")
+        if not is_there:  # another process stores it now, or has died meanwhile
+            books.retract(job)
     return True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from operator import index
 
 from vitcache.tiers.breaker import Breaker
 from vitcache.tiers.names import generation_digest
@@ -88,11 +89,22 @@ class TierEngine:
         self._has_logged = False
 
     def weights_of(self, weights: Weights) -> bytes:
-        """Return `EntryName.weights` of this tier. Raises as `Tier.generation`."""
+        """Return `EntryName.weights` of this tier. Raises as `Tier.generation`.
+
+        The tier is asked once for each `Weights`. If another process revokes the name later, it uses other
+        weights under that name, and rows of these must not enter its generation.
+        """
         if self._resolved is None or self._resolved[0] is not weights:
-            generation = self.tier.generation(weights.digest) if weights.is_named else 0
+            generation = index(self.tier.generation(weights.digest)) if weights.is_named else 0
             self._resolved = (weights, generation_digest(weights.digest, generation))
         return self._resolved[1]
+
+    def resolve(self, weights: Weights) -> None:
+        """Ask the tier for the generation of these weights, before another process begins the next one."""
+        try:
+            self.weights_of(weights)
+        except BaseException as error:
+            self.fail("generation", error)
 
     def erase(self, job: EraseJob | RevokeJob) -> None:
         """Erase or revoke, and finish the job. If the tier fails, it owes the job: `is_ready` tries it again.
@@ -116,22 +128,22 @@ class TierEngine:
         finally:
             job.finish()
 
+    def _erase(self, job: EraseJob | RevokeJob) -> None:
+        if isinstance(job, RevokeJob):
+            self.tier.revoke(job.weights.digest)
+        else:
+            job.num_erased = index(self.tier.erase(tenant=job.tenant, key=job.key))
+            self._counts.add("erased", job.num_erased)
+
     def settle(self) -> None:
-        """Try the erases that the tier owes once more, before the end, and log those that it still owes."""
+        """Try the erases that the tier owes, before it is closed for good, and log those that are lost."""
         if self._owed and not self.is_ready(is_probe=True):
             logger.error(
-                "tier %r is closed, and has not done %d erases: these entries may be found after a restart",
+                "tier %r is closed, and %d erases or changes of weights failed: rows of before may be found "
+                "when it is opened again",
                 self.tier.name,
                 len(self._owed),
             )
-
-    def _erase(self, job: EraseJob | RevokeJob) -> None:
-        if isinstance(job, RevokeJob):
-            self._resolved = None
-            self.tier.revoke(job.weights.digest)
-        else:
-            job.num_erased = self.tier.erase(tenant=job.tenant, key=job.key)
-            self._counts.add("erased", job.num_erased)
 
     def hold(self, release: Callable[[], object], num_bytes: int) -> None:
         """Keep memory that the engine may still use, until `recycle` has closed the engine."""
@@ -165,7 +177,6 @@ class TierEngine:
         if not self.is_open:
             return True
         self.is_open = False
-        self._resolved = None
         try:
             self.tier.close()
         except BaseException as error:
@@ -177,6 +188,14 @@ class TierEngine:
         """Copy the tier's own counts, for threads that must not call it."""
         if self.is_open:
             try:
-                self._counts.own = dict(self.tier.metrics())
+                self._counts.own = _checked(self.tier.metrics())
             except BaseException as error:
                 self.fail("metrics", error)
+
+
+def _checked(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return a copy of a tier's own counts. Raises TypeError if they cannot be shown as metrics."""
+    for name in counts:
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a count is {name!r}, it must be a str")
+    return {name: index(count) for name, count in counts.items()}

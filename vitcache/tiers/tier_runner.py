@@ -128,9 +128,10 @@ class TierRunner:
                 for wanted in late:
                     wanted.is_late = True
 
-    def open(self) -> None:
+    def open(self, books: Books) -> None:
         """Open the tier. If it fails, it is tried again as the breaker allows."""
-        self._engine.is_ready()
+        if self._engine.is_ready():
+            self._engine.resolve(books.weights)
         self._read_metrics()
 
     def run_all(self, books: Books) -> None:

@@ -92,7 +92,7 @@ def _run(runner: TierRunner, books: Books, wake: SimpleQueue[Any], end: weakref.
     try:
         with books.on_own_stream():
             try:
-                runner.open()
+                runner.open(books)
                 while wake.get() is None and not runner.is_off:
                     runner.run_all(books)
             finally:
