@@ -154,7 +154,7 @@ def test_refusals_for_one_reason_are_logged_once(tmp_path: Path, monkeypatch: An
 
 
 def test_child_does_not_close_the_index_of_its_parent(tmp_path: Path) -> None:
-    """SQLite may be in the middle of a call at the fork, with a lock that nobody frees in the child."""
+    """SQLite may be in the middle of a call at the fork, with a lock that stays locked in the child."""
     tier = opened(tmp_path)
     of_parent = weakref.ref(tier._index)
     tier._pid += 1  # as in a child
