@@ -263,3 +263,21 @@ def test_erasure_that_failed_is_tried_again_before_the_tier_is_closed(
     assert ("1 erases or changes of weights failed" in caplog.text) is fails_again
     with tier_cache(tier) as cache:
         assert cache.fetch([key_of(1)], 2) == [fails_again]
+
+
+def test_name_given_again_while_the_tier_opens_is_of_the_next_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vitcache.cache.lower_tiers.REVOKE_S", 0.0)
+    tier = PlantedTier()
+    with tier_cache(tier) as cache:
+        put(cache, 1)
+    pause = tier.pause("open")
+    with tier_cache(tier) as cache:
+        assert pause.started.wait(LONG)
+        cache.advance_epoch(weights_name="weights")
+        pause.release()
+        assert cache.fetch([key_of(1)], 2) == [False]
+        put(cache, 2)
+    with tier_cache(tier) as cache:
+        assert cache.fetch([key_of(1), key_of(2)], 2) == [False, True]

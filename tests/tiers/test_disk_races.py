@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,3 +151,17 @@ def test_refusals_for_one_reason_are_logged_once(tmp_path: Path, monkeypatch: An
         assert store_rows(tier, [name_of(key) for key in range(20)]) == [False] * 20
     assert len(caplog.records) == 1
     assert len(tier._counts) == 1
+
+
+def test_child_does_not_close_the_index_of_its_parent(tmp_path: Path) -> None:
+    """SQLite may be in the middle of a call at the fork, with a lock that stays locked in the child."""
+    tier = opened(tmp_path)
+    of_parent = weakref.ref(tier._index)
+    tier._pid += 1  # as in a child
+    tier.open()
+    gc.collect()
+    index = of_parent()
+    assert index is not None
+    assert index is not tier._index
+    assert index.is_current
+    tier.close()

@@ -131,6 +131,8 @@ class TierEngine:
     def _erase(self, job: EraseJob | RevokeJob) -> None:
         if isinstance(job, RevokeJob):
             self.tier.revoke(job.weights.digest)
+            if self._resolved is not None and self._resolved[0] is not job.weights:
+                self._resolved = None  # of later weights, which were asked for before this revoke
         else:
             job.num_erased = index(self.tier.erase(tenant=job.tenant, key=job.key))
             self._counts.add("erased", job.num_erased)

@@ -42,7 +42,7 @@ def tier_cache(
 ) -> EmbeddingCache:
     """Return a cache whose entries are stored in the tiers when they are inserted."""
     defaults = {"weights_name": "weights", "write_back": WriteBack(hits=0), "fetch_timeout_s": LONG}
-    with mock.patch("vitcache.cache.embedding_cache.LowerTiers", partial(LowerTiers, clock=clock)):
+    with mock.patch("vitcache.cache.lower_tiers.LowerTiers", partial(LowerTiers, clock=clock)):
         return make_cache(device_pages, host_pages, tiers=list(tiers), **(defaults | options))
 
 
