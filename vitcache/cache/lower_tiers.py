@@ -8,6 +8,7 @@ from time import monotonic
 
 import torch
 
+from vitcache.arguments import to_bytes
 from vitcache.cache.coordinator import CacheCoordinator
 from vitcache.cache.fetch import Fetch
 from vitcache.cache.offers import Offers
@@ -68,11 +69,11 @@ class LowerTiers:
         self._wanted = WantedTable()
         self._is_closed = False
         self._changing = new_lock()  # held while the epoch and the weights change
-        assert isinstance(write_back.queue_bytes, int)
+        queue_bytes = to_bytes("queue_bytes", write_back.queue_bytes, 0)
         self._workers: list[TierWorker] = []
         for tier in tiers:
             books = TierBooks(coordinator, self._current, device, dtype, write_back.from_device)
-            self._workers.append(TierWorker(tier, books, write_back.queue_bytes, clock))
+            self._workers.append(TierWorker(tier, books, queue_bytes, clock))
         self._runners = [worker.runner for worker in self._workers]
         coordinator.offers = Offers(self._runners, self._current)
         self._ledger.set_write_back(write_back.hits)

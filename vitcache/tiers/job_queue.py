@@ -38,7 +38,10 @@ class JobQueue:
         self._stores: deque[StoreJob | Barrier] = deque()
         self._lock = new_lock()
         self._most_store_bytes = store_bytes
-        self._store_bytes = 0
+        # Two sums, so that `take` needs no lock: a signal handler may wait for the worker while the thread that
+        # it has interrupted holds the lock.
+        self._added_bytes = 0
+        self._taken_bytes = 0
 
     def add_urgent(self, job: EraseJob | RevokeJob) -> None:
         """Add a revoke, which is taken first, or an erase."""
@@ -67,9 +70,10 @@ class JobQueue:
         try:
             for job in jobs:
                 with self._lock:
-                    has_room = self._store_bytes + job.num_bytes <= self._most_store_bytes
+                    waiting_bytes = self._added_bytes - self._taken_bytes
+                    has_room = waiting_bytes + job.num_bytes <= self._most_store_bytes
                     if has_room:
-                        self._store_bytes += job.num_bytes
+                        self._added_bytes += job.num_bytes
                         self._stores.append(job)
                 if not has_room:
                     refused.append(job)
@@ -92,7 +96,6 @@ class JobQueue:
             except IndexError:
                 continue
             if isinstance(job, StoreJob):
-                with self._lock:
-                    self._store_bytes -= job.num_bytes
+                self._taken_bytes += job.num_bytes
             return job
         return None
