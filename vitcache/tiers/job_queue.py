@@ -38,8 +38,8 @@ class JobQueue:
         self._stores: deque[StoreJob | Barrier] = deque()
         self._lock = new_lock()
         self._most_store_bytes = store_bytes
-        # Two sums, so that `take` needs no lock: a signal handler may wait for the worker while the thread that
-        # it has interrupted holds the lock.
+        # Two sums, so that `take` needs no lock: a signal handler may wait for the worker while the thread
+        # that it has interrupted holds the lock.
         self._added_bytes = 0
         self._taken_bytes = 0
 
