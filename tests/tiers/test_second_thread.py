@@ -1,4 +1,4 @@
-"""The thread that hashes beside a disk tier's thread: errors, threads that cannot be started, order."""
+"""The thread beside a disk tier's thread: errors, and threads that cannot be started."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def second(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def test_all_callables_have_run_when_the_call_returns(second: SecondThread) -> None:
     done: list[int] = []
     for count in (0, 1, 50):
-        second.run_all(partial(done.append, number) for number in range(count))
+        second.share([partial(done.append, number) for number in range(count)])
         assert sorted(done) == list(range(count))
         done.clear()
 
@@ -35,24 +35,16 @@ def test_error_of_a_callable_is_raised_by_the_call(second: SecondThread) -> None
 
     works: list[Callable[[], None]] = [list, fail, list]
     with pytest.raises(OSError, match="planted"):
-        second.run_all(works)
+        second.share(works)
     with pytest.raises(OSError, match="planted"), second.runs(fail):
         pass
     done: list[int] = []
-    second.run_all([lambda: done.append(1)])
+    second.share([lambda: done.append(1)])
     assert done == [1]
 
 
-def test_error_of_the_caller_is_raised_when_no_callable_runs_any_more(second: SecondThread) -> None:
+def test_error_of_the_caller_is_raised_after_the_callable_of_the_second_thread(second: SecondThread) -> None:
     done: list[int] = []
-
-    def works() -> Iterator[Callable[[], None]]:
-        yield lambda: done.append(1)
-        raise KeyError("planted")
-
-    with pytest.raises(KeyError, match="planted"):
-        second.run_all(works())
-    assert done == [1]
     with pytest.raises(KeyError, match="planted"), second.runs(lambda: done.append(2)):
         raise KeyError("planted")
-    assert done == [1, 2]
+    assert done == [2]

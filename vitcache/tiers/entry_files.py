@@ -11,7 +11,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -30,7 +30,7 @@ from vitcache.tiers.protocol import EntryName, Transfer
 from vitcache.tiers.second_thread import SecondThread
 
 _OPEN_FILES = 32  # that are read together
-_PIECES_PER_READ = 2
+_MOST_PIECES, _LEAST_READS = 2, 64  # of a read, and of both threads together
 _SMALL_BYTES = 256 << 10  # fewer are hashed by the thread that writes them
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
@@ -113,28 +113,30 @@ class EntryFiles:
             raise
 
     def _run(self, reads: Sequence[EntryRead]) -> None:
-        """Read and hash all pieces. This thread reads, and the second thread hashes."""
-        works = self._read_pieces(reads)
+        """Read and hash all pieces, on two threads: the disk has two requests, or one of them hashes."""
+        self._share(reads)
+        refused = [read for read in reads if read.lacks_direct_io]
+        if refused:
+            self.is_direct = False
+            for read in refused:
+                set_direct(read.fd, False)
+                read.failed = None
+            self._share(refused)
+
+    def _share(self, reads: Sequence[EntryRead]) -> None:
+        # Short reads keep both threads busy until the end; long ones cost fewer calls.
+        total = sum(len(read.pieces) for read in reads)
+        count = min(_MOST_PIECES, max(1, total // _LEAST_READS))
+        works = [
+            partial(read.run, range(first, min(first + count, len(read.pieces))))
+            for read in reads
+            for first in range(0, len(read.pieces), count)
+        ]
         if sum(read.num_bytes for read in reads) < _SMALL_BYTES:
             for work in works:
                 work()
         else:
-            self._second.run_all(works)
-
-    def _read_pieces(self, reads: Sequence[EntryRead]) -> Iterator[Callable[[], None]]:
-        """Read piece after piece; yield for each the callable that hashes it."""
-        for read in reads:
-            for first in range(0, len(read.pieces), _PIECES_PER_READ):
-                numbers = range(first, min(first + _PIECES_PER_READ, len(read.pieces)))
-                if not read.read(numbers) and read.lacks_direct_io and self.is_direct:
-                    self.is_direct = False
-                    set_direct(read.fd, False)
-                    read.failed = None
-                    read.read(numbers)
-                if read.failed is not None:
-                    break
-                for number in numbers:
-                    yield partial(read.hash, number)
+            self._second.share(works)
 
     def write(self, root: int, store: Transfer) -> None:
         """Write the file of an entry, and replace one that is there.

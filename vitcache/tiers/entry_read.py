@@ -27,7 +27,7 @@ class Unreadable(Exception):
 
 
 class EntryRead:
-    """One entry that is read from an open file. One thread reads its pieces; a second one may hash them.
+    """One entry that is read from an open file. Two threads may read and hash its pieces.
 
     Attributes
     ----------
@@ -50,26 +50,29 @@ class EntryRead:
         self._digests = [b""] * len(self.pieces)
         self.failed: OSError | Unreadable | None = None
 
-    def read(self, numbers: range) -> bool:
-        """Read adjacent pieces. Return whether they were read; else `failed` is set."""
-        views = [view for number in numbers for view in self.pieces[number].views]
-        offset = self.pieces[numbers[0]].offset
+    def run(self, numbers: range) -> None:
+        """Read adjacent pieces in one call, and hash them, unless an earlier read has failed.
+
+        An error of the read is in `failed`.
+        """
+        if self.failed is not None:
+            return
+        pieces = self.pieces[numbers.start : numbers.stop]
+        views = [view for piece in pieces for view in piece.views]
         try:
-            if transfer(os.preadv, self.fd, views, offset):
-                return True
-            self.failed = Unreadable("has another size")
+            if not transfer(os.preadv, self.fd, views, pieces[0].offset):
+                self.failed = Unreadable("has another size")
+                return
         except OSError as error:
             self.failed = error
-        return False
+            return
+        for number, piece in zip(numbers, pieces, strict=True):
+            self._digests[number] = digest_of_piece(piece.rows)
 
     @property
     def lacks_direct_io(self) -> bool:
         """Whether the file system may have refused direct I/O."""
         return isinstance(self.failed, OSError) and self.failed.errno == errno.EINVAL
-
-    def hash(self, number: int) -> None:
-        """Hash one piece that has been read."""
-        self._digests[number] = digest_of_piece(self.pieces[number].rows)
 
     def error(self) -> OSError | Unreadable | None:
         """Return why the rows cannot be used; None if they match the header and the header the name."""

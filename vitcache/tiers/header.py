@@ -16,7 +16,7 @@ from vitcache.keys.digests import ALGORITHM, digest_of, new_hasher
 from vitcache.tiers.protocol import EntryName
 
 BLOCK_BYTES = 4096  # alignment of memory, offsets and sizes in direct I/O
-PIECE_BYTES = 1 << 20  # of rows that are hashed together
+PIECE_BYTES = 512 << 10  # of rows that are hashed together
 DIGEST_BYTES = 32
 
 # Magic, layout, byte-order mark, algorithm; tenant, weights, key; rows, bytes of a row; checksum.

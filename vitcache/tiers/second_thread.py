@@ -1,14 +1,11 @@
-"""`SecondThread`: hashes rows while the thread that calls a tier reads or writes the next ones."""
+"""`SecondThread`: reads and hashes rows beside the thread that calls a tier."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from queue import SimpleQueue
 
 from vitcache.device.worker_threads import WorkerThreads
-
-_Works = SimpleQueue[Callable[[], None] | None]
 
 
 class SecondThread:
@@ -17,30 +14,23 @@ class SecondThread:
     def __init__(self) -> None:
         self._threads = WorkerThreads("vitcache-disk", 1, helps=False)
 
-    def run_all(self, works: Iterable[Callable[[], None]]) -> None:
-        """Run callables, which the caller yields one after the other, on the second thread.
+    def share(self, works: Sequence[Callable[[], None]]) -> None:
+        """Run callables on this and the second thread, each on the thread that is free first.
 
-        The caller helps when it has yielded the last one. All are done when the call returns or raises. If no
-        thread can be started, the caller runs all of them.
+        All are done when the call returns. If no thread can be started, this thread runs all of them.
         """
-        queue: _Works = SimpleQueue()
-        try:
-            (future,) = self._threads.submit([lambda: _run_queued(queue)])
-        except RuntimeError:  # no thread can be started, or the interpreter is exiting
-            for work in works:
+        remaining = iter(works)  # its `next` is atomic
+
+        def run() -> None:
+            for work in remaining:
                 work()
-            return
-        try:
-            for work in works:
-                queue.put(work)
-        finally:
-            queue.put(None)
+
+        with self.runs(run):
             try:
-                _run_queued(queue)
+                run()
             finally:
-                error = future.exception()
-        if error is not None:
-            raise error
+                for _ in remaining:  # after an error the second thread takes no further ones
+                    pass
 
     @contextmanager
     def runs(self, work: Callable[[], None]) -> Iterator[None]:
@@ -61,10 +51,3 @@ class SecondThread:
     def close(self) -> None:
         """End the thread."""
         self._threads.close()
-
-
-def _run_queued(queue: _Works) -> None:
-    """Run callables until None, which stays in the queue for the other thread."""
-    while (work := queue.get()) is not None:
-        work()
-    queue.put(None)
