@@ -63,9 +63,8 @@ class Session:
         self._make_cache = make_cache
         self._knows_width = knows_width
         self.tenant = tenant
-        self._names_weights = (
-            True  # until rows of other weights may be stored under the name of the default cache
-        )
+        # Until rows of other weights may be stored under the name of the default cache.
+        self._names_weights = True
         self._replacement: tuple[int, torch.dtype] | None = None  # width and dtype, until the cache is there
         # A default cache is settled by the first output, of this stock method.
         self.is_settled = make_cache is None

@@ -128,9 +128,8 @@ class DiskFetches:
         self._waits: dict[str, Wait] = {}
         self._settled: set[str] = set()  # requests that wait no more
         self._num_used = 0  # pages of flights, and those of rows that the host tier does not contain yet
-        self._num_leaving = (
-            0  # of these, pages of rows that the host tier contains when the orders are executed
-        )
+        # Of these, pages of rows that the host tier contains when the orders are executed.
+        self._num_leaving = 0
         self._is_suspended = False
 
     def is_settled(self, request_id: str) -> bool:
