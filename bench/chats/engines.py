@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ Encode = Callable[[list[Tensor], list[Item]], Tensor]
 
 class Engine(ABC):
     """The common part of all engines. Subclasses implement `rows_of`."""
+
+    cache = SimpleNamespace(has_lower_tiers=False)  # `ChunkedPrefill` asks the cache of its pipeline
 
     def __init__(self, encode: Encode, image_token: int) -> None:
         self._encode = encode

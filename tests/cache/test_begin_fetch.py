@@ -24,7 +24,7 @@ def cache_of(host_pages: int = 4, **options: object) -> EmbeddingCache:
 
 
 def begin(cache: EmbeddingCache, key: bytes, num_rows: int, width: int = WIDTH) -> HostReservation | None:
-    return cache._coordinator.begin_fetch(key, num_rows, width, cache.epoch, tenant_label("one"))
+    return inspect(cache).coordinator.begin_fetch(key, num_rows, width, cache.epoch, tenant_label("one"))
 
 
 def fill(reservation: HostReservation, rows: torch.Tensor) -> None:
@@ -97,10 +97,10 @@ def test_fetch_is_refused_without_room_or_need_and_counts_nothing(caplog: pytest
     late = begin(cache, KEYS[1], 1)
     cache.advance_epoch()
     assert not late.commit()
-    assert cache._coordinator.begin_fetch(KEYS[1], 1, WIDTH, 0, bytes(32)) is None
+    assert inspect(cache).coordinator.begin_fetch(KEYS[1], 1, WIDTH, 0, bytes(32)) is None
     assert cache.stats().rejections == 0
     cache.close()
-    assert cache._coordinator.begin_fetch(KEYS[1], 1, WIDTH, 1, bytes(32)) is None
+    assert inspect(cache).coordinator.begin_fetch(KEYS[1], 1, WIDTH, 1, bytes(32)) is None
     assert not caplog.records
 
 

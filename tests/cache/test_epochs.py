@@ -165,6 +165,8 @@ CALLS: dict[str, Callable[[EmbeddingCache, Lease], object]] = {
     "begin_fetch": lambda cache, _: cache.begin_fetch(KEYS[:1], 1),
     "fetch": lambda cache, _: cache.fetch(KEYS[:1], 1),
     "flush": lambda cache, _: cache.flush(),
+    "evict": lambda cache, _: cache.evict(KEYS[0]),
+    "offer": lambda cache, _: cache.offer(KEYS[0]),
     "forget": lambda cache, _: cache.forget(KEYS[0]),
     "forget_tenant": lambda cache, _: cache.forget_tenant("one"),
     "copy_to_host": lambda cache, _: cache.copy_to_host(KEYS[0]),

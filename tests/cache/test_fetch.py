@@ -14,6 +14,7 @@ from tiers.planted_tier import PlantedTier
 from tiers.tier_cache import LONG, Clock, fill, is_right, key_of, put, stats_of, tier_cache, workers_of
 
 from vitcache import Fetch
+from vitcache.testing import inspect
 from vitcache.tiers import MemoryTier
 from vitcache.tiers.job_queue import MOST_FETCHES
 
@@ -169,8 +170,8 @@ def late_put(cache: Any) -> None:
 CHANGES: dict[str, tuple[Callable[[Any], object], float | None]] = {
     "put": (late_put, 7.0),
     "discard": (lambda cache: cache.discard(key_of(1)), None),
-    "advance_epoch": (lambda cache: cache._ledger.advance(), None),
-    "clear": (lambda cache: cache._ledger.clear(), None),
+    "advance_epoch": (lambda cache: inspect(cache).ledger.advance(), None),
+    "clear": (lambda cache: inspect(cache).ledger.clear(), None),
 }
 
 
@@ -336,7 +337,7 @@ def test_wait_returns_at_the_deadline() -> None:
             cache.discard(key_of(1))
             cache.flush(LONG)
             put(cache, 1)
-            cache._ledger.discard(key_of(1))
+            inspect(cache).ledger.discard(key_of(1))
     assert min(past) >= 0
     assert sorted(past)[4] < 1e-3, past  # the median, because other processes delay single waits
 

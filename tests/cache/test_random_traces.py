@@ -161,7 +161,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(key=keys, num_rows=st.integers(0, 6), width=widths, tenant=tenants)
     def fetch(self, key: bytes, num_rows: int, width: int, tenant: str) -> None:
         label = tenant_label(tenant)
-        begin = self.cache._coordinator.begin_fetch
+        begin = inspect(self.cache).coordinator.begin_fetch
         reservation = begin(key, num_rows, width, self.model.epoch, label)
         pending = self.model.fetch(key, num_rows, width, tenant)
         assert (reservation is None) == (pending is None)
@@ -171,7 +171,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(key=keys, num_rows=st.integers(0, 6), width=widths)
     def peek(self, key: bytes, num_rows: int, width: int) -> None:
-        lease = self.cache._ledger.peek(key, num_rows, width)
+        lease = inspect(self.cache).ledger.peek(key, num_rows, width)
         item = self.model.peek(key, num_rows, width)
         assert (lease is None) == (item is None)
         if lease is not None and item is not None:

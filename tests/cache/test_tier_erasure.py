@@ -11,6 +11,7 @@ from tiers.planted_tier import PlantedTier
 from tiers.tier_cache import LONG, Clock, fill, is_right, key_of, put, rows_of, stats_of, tier_cache
 
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.testing import inspect
 from vitcache.tiers.breaker import FIRST_BACK_OFF_S
 
 
@@ -115,7 +116,7 @@ def test_erase_that_fails_is_reported_and_repeated_and_its_rows_are_not_fetched(
         with pytest.raises(RuntimeError, match="tier 'planted' could not erase the rows"):
             cache.forget(key_of(1))
         assert key_of(1) not in cache
-        cache._ledger.discard(key_of(2))
+        inspect(cache).ledger.discard(key_of(2))
         assert cache.fetch([key_of(1), key_of(2)], 2) == [False, False]  # the breaker is open
         tier.fail("erase", OSError("read-only"))
         clock.advance(FIRST_BACK_OFF_S)
@@ -152,7 +153,7 @@ def test_rows_of_before_are_found_under_no_name(change: str, new_name: Any) -> N
         CHANGES[change](cache, weights_name=new_name)
         assert cache.fetch([key_of(1)], 2) == [False]
         put(cache, 2)
-        cache._ledger.discard(key_of(2))
+        inspect(cache).ledger.discard(key_of(2))
         assert cache.fetch([key_of(2)], 2) == [True]  # published under the new name
     for name in ("weights", "new", None):
         with tier_cache(near, far, weights_name=name) as cache:
@@ -210,10 +211,10 @@ def test_interrupted_change_of_the_epoch_leaves_nothing_of_before() -> None:
     tier = PlantedTier()
     with tier_cache(tier) as cache:
         put(cache, 1)
-        cache._ledger.advance()  # as if an interrupt had ended `advance_epoch` here
+        inspect(cache).ledger.advance()  # as if an interrupt had ended `advance_epoch` here
         assert cache.fetch([key_of(1)], 2) == [False]
         put(cache, 2)
-        cache._ledger.discard(key_of(2))
+        inspect(cache).ledger.discard(key_of(2))
         assert cache.fetch([key_of(2)], 2) == [True]  # under a random name
     with tier_cache(tier) as cache:
         assert cache.fetch([key_of(2)], 2) == [False]

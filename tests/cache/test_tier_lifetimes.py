@@ -18,6 +18,7 @@ from tiers.tier_cache import LONG, fill, is_right, key_of, put, rows_of, stats_o
 
 from vitcache.cache import coordinator, embedding_cache, fetch, lower_tiers, offers
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.testing import inspect
 from vitcache.tiers import breaker, completion, job_queue, tier_jobs, tier_runner, tier_worker
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -44,7 +45,7 @@ def test_freed_cache_gives_its_memory_back_without_a_garbage_collection() -> Non
     cache = tier_cache(tier)
     put(cache, 1)
     [worker] = workers_of(cache)
-    thread, ledger = worker._thread, cache._ledger
+    thread, ledger = worker._thread, inspect(cache).ledger
     gc.disable()
     try:
         del cache, worker

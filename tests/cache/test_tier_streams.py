@@ -18,6 +18,7 @@ from vitcache.cache.call_arguments import tenant_label
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.tier_books import TierBooks
 from vitcache.pages.lease import Lease
+from vitcache.testing import inspect
 from vitcache.tiers import EntryName, FetchOutcome, Transfer
 from vitcache.tiers.tier_jobs import StoreJob
 
@@ -101,7 +102,7 @@ def exercise(model: StreamModel, seed: int, steps: int = 250) -> int:
                     if len(leases) > 2:
                         leases.pop(0).release()
             elif action < 0.75:
-                cache._ledger.discard(key_of(number))
+                inspect(cache).ledger.discard(key_of(number))
             elif action < 0.9:
                 assert cache.flush(LONG)
             else:
@@ -145,7 +146,7 @@ def test_rows_of_a_gpu_are_staged_on_the_stream_of_the_worker(monkeypatch: pytes
 
     monkeypatch.setattr("vitcache.cache.tier_books.allocate_pinned", allocate)
     current: Any = None
-    books = TierBooks(cache._coordinator, current, torch.device("cuda", 0), cache.dtype)
+    books = TierBooks(inspect(cache).coordinator, current, torch.device("cuda", 0), cache.dtype)
     calls: list[str] = []
     for name in ("record", "wait", "wait_on_host"):
         method = getattr(StreamModel, name)

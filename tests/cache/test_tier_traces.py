@@ -14,6 +14,7 @@ from tiers.tier_cache import LONG, Clock, key_of, rows_of, tier_cache
 from vitcache import WriteBack
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
+from vitcache.testing import inspect
 
 NUM_KEYS = 8
 HOST_PAGES = 12
@@ -104,7 +105,7 @@ class Trace:
 
     def evict(self) -> None:
         """Let an entry leave the cache, and not the tiers."""
-        self.cache._ledger.discard(key_of(self.number()))
+        inspect(self.cache).ledger.discard(key_of(self.number()))
 
     def release(self) -> None:
         if self.leases:
@@ -195,7 +196,7 @@ class Trace:
             is_lost = self.has_debts()
             self.cache.close()
             for tier in self.tiers:
-                tier._tier.close()  # also if its `close` failed
+                tier.inner.close()  # also if its `close` failed
             if is_lost:  # an erase or a revoke that a tier still owes is lost with the process
                 self.life += 1
                 self.weights += 1

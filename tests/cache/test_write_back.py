@@ -11,6 +11,7 @@ from tiers.planted_tier import PlantedTier
 from tiers.tier_cache import LONG, Clock, fill, is_right, key_of, put, rows_of, stats_of, tier_cache
 
 from vitcache import WriteBack
+from vitcache.testing import inspect
 
 
 def stored(tier: PlantedTier, *numbers: int, num_rows: int = 2, **options: Any) -> list[bool]:
@@ -139,7 +140,7 @@ def test_entry_of_an_earlier_epoch_is_not_published_under_the_new_name() -> None
         assert pause.started.wait(LONG)
         assert cache.put(key_of(2), rows_of(2))
         cache.stats()  # the offer of the second has the old name
-        cache._ledger.advance()
+        inspect(cache).ledger.advance()
         pause.release()
         assert cache.flush(LONG)
         assert stats_of(cache).stored == 0

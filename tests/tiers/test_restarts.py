@@ -80,7 +80,7 @@ def test_change_of_the_weights_survives_a_kill(root: Path, change: str, new_name
 
 def test_process_of_the_old_weights_publishes_nothing_under_the_new_generation(root: Path) -> None:
     tier = PlantedTier(64 << 20)
-    tier._tier = DiskTier(root, 64 << 20)
+    tier.inner = DiskTier(root, 64 << 20)
     with tier_cache(tier) as old, restarted(root) as new:
         assert old.flush()  # its tier is open
         new.advance_epoch(weights_name="weights")

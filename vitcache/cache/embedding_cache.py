@@ -526,6 +526,7 @@ class EmbeddingCache:
         (True, 1)
         """
         check_key(key)
+        self._ledger.check_open()
         if self._lower is not None:
             self._ledger.offer(key)
             self._coordinator.drain()

@@ -45,6 +45,11 @@ class CacheInspection:
         return ledger
 
     @property
+    def coordinator(self) -> Any:
+        """The `cache.coordinator.CacheCoordinator`."""
+        return self._cache._coordinator
+
+    @property
     def device_pool(self) -> Any:
         """The `_native.Tier` of the device tier: its counts of pages. A test may take or free its pages."""
         return self._cache._device_tier

@@ -31,6 +31,8 @@ class PlantedTier:
 
     Attributes
     ----------
+    inner
+        The tier that keeps the entries.
     calls
         Number of calls by method.
     threads
@@ -40,7 +42,7 @@ class PlantedTier:
     name = "planted"
 
     def __init__(self, max_bytes: int = 1 << 20) -> None:
-        self._tier = MemoryTier(max_bytes)
+        self.inner = MemoryTier(max_bytes)
         self.capacity_bytes = max_bytes
         self.calls: Counter[str] = Counter()
         self.threads: set[int] = set()
@@ -105,16 +107,16 @@ class PlantedTier:
 
     def open(self) -> None:
         self._enter("open")
-        self._tier.open()
+        self.inner.open()
 
     def exists(self, names: Sequence[EntryName]) -> list[bool]:
         self._enter("exists")
-        return self._tier.exists(names)
+        return self.inner.exists(names)
 
     def fetch(self, fetches: Sequence[Transfer]) -> list[FetchOutcome]:
         number = self._enter("fetch")
         self._check_memory(fetches)
-        outcomes = self._tier.fetch(fetches)
+        outcomes = self.inner.fetch(fetches)
         planted = self._outcomes.pop(number, None)
         if planted is not None and fetches:
             outcomes[0] = planted
@@ -124,38 +126,38 @@ class PlantedTier:
                 self._late += fetches[0].parts
             else:
                 name = fetches[0].name
-                self._tier.erase(tenant=name.tenant, key=name.key)
+                self.inner.erase(tenant=name.tenant, key=name.key)
         return outcomes
 
     def store(self, stores: Sequence[Transfer]) -> list[bool]:
         self._enter("store")
         self._check_memory(stores)
-        return self._tier.store(stores)
+        return self.inner.store(stores)
 
     def claim(self, names: Sequence[EntryName], ttl_s: float) -> list[bool]:
         self._enter("claim")
-        return self._tier.claim(names, ttl_s)
+        return self.inner.claim(names, ttl_s)
 
     def erase(self, *, tenant: bytes | None = None, key: bytes | None = None) -> int:
         self._enter("erase")
-        return self._tier.erase(tenant=tenant, key=key)
+        return self.inner.erase(tenant=tenant, key=key)
 
     def generation(self, weights: bytes) -> int:
         self._enter("generation")
-        return self._tier.generation(weights)
+        return self.inner.generation(weights)
 
     def revoke(self, weights: bytes) -> int:
         self._enter("revoke")
-        return self._tier.revoke(weights)
+        return self.inner.revoke(weights)
 
     def metrics(self) -> Mapping[str, int]:
         self._enter("metrics")
-        return self._tier.metrics()
+        return self.inner.metrics()
 
     def close(self) -> None:
         self._enter("close")
         self._late.clear()  # the barrier: later, `write_late` writes nothing
-        self._tier.close()
+        self.inner.close()
 
     def __repr__(self) -> str:
         return f"<PlantedTier {dict(self.calls)}>"

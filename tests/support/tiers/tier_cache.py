@@ -64,7 +64,7 @@ def put(cache: EmbeddingCache, *numbers: int, num_rows: int = 2, **options: Any)
 
 def fill(tier: Any, *numbers: int, num_rows: int = 2, **options: Any) -> None:
     """Store entries in a tier by way of another cache."""
-    with tier_cache(tier, device_pages=64, host_pages=64, **options) as cache:
+    with tier_cache(tier, device_pages=256, host_pages=8, **options) as cache:  # nothing is demoted
         put(cache, *numbers, num_rows=num_rows)
         assert stats_of(cache).stored == len(numbers)
 
