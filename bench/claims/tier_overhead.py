@@ -6,7 +6,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from vitcache import Chunk, DiskTier, EmbeddingCache, Item, Span, VisionPipeline, WriteBack
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
+from vitcache.demo.turns import one_thread
 
 ENCODE, WITHOUT, EMPTY, WRITING = "encode alone", "no tier", "empty disk", "disk, each entry is stored"
 MOST_SHARE = 0.01  # of the time of the encode
@@ -64,7 +65,7 @@ class Tower:
 
 def run_overhead(case: OverheadCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case; yields a label before each part."""
-    with torch.no_grad(), _one_thread(), tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with torch.no_grad(), one_thread(), tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         yield "tower"
         tower, image = Tower(case), torch.randn(case.rows, case.width)
         table, ids = torch.randn(8, case.width), torch.zeros(1, case.rows + 2, dtype=torch.int64)
@@ -117,14 +118,3 @@ def _make_cache(case: OverheadCase, tiers: list[DiskTier], rule: WriteBack) -> E
         weights_name="bench",
         write_back=rule,
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run PyTorch on one thread, so that the thread of the tier has a core of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
