@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from vitcache.tiers.disk_index import DiskIndex
 from vitcache.tiers.entry_files import ENTRIES, TEMPORARY, has_file
-from vitcache.tiers.folders import ABSENT, names_in, open_folder, remove
+from vitcache.tiers.folders import ABSENT, open_folder, remove
 from vitcache.tiers.header import file_bytes, name_at, pack_name, unpack_name
 
 _TEMPORARY_NAME = re.compile(r"[0-9]{1,10}\.[0-9a-f]{16}\.part")
@@ -138,7 +138,7 @@ class DiskSweep:
 
 def _list_below(folder: int, folders: tuple[str, ...]) -> list[str]:
     if not folders:
-        return names_in(folder)
+        return os.listdir(folder)
     with open_folder(folders[0], folder) as below:
         return _list_below(below, folders[1:])
 

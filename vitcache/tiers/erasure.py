@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vitcache.tiers.folders import MISSING, names_in, open_folder, remove
+from vitcache.tiers.folders import MISSING, open_folder, remove
 from vitcache.tiers.header import name_at
 
 
@@ -20,7 +20,7 @@ def erase_files(entries: int, tenant: bytes | None, key: bytes | None) -> int:
     tenant, key
         32 bytes each. Without a tenant, the folders of all tenants are searched, one folder in each.
     """
-    tenants = names_in(entries) if tenant is None else [tenant.hex()]
+    tenants = os.listdir(entries) if tenant is None else [tenant.hex()]
     erased = sum(_erase_in_tenant(entries, name, key) for name in tenants)
     if tenant is not None and key is None:
         remove(tenant.hex(), entries)  # if it is empty
@@ -31,7 +31,7 @@ def erase_files(entries: int, tenant: bytes | None, key: bytes | None) -> int:
 def _erase_in_tenant(entries: int, tenant: str, key: bytes | None) -> int:
     try:
         with open_folder(tenant, entries) as folder:
-            shards = names_in(folder) if key is None else [key[:1].hex()]
+            shards = os.listdir(folder) if key is None else [key[:1].hex()]
             erased = sum(_erase_in_shard(folder, tenant, shard, key) for shard in shards)
             os.fsync(folder)
             return erased
@@ -45,7 +45,7 @@ def _erase_in_shard(tenant_folder: int, tenant: str, shard: str, key: bytes | No
     erased = 0
     try:
         with open_folder(shard, tenant_folder) as folder:
-            for file in names_in(folder):
+            for file in os.listdir(folder):
                 if key is None or file.startswith(f"{key.hex()}."):
                     is_entry = name_at(tenant, file) is not None
                     erased += remove(file, folder) and is_entry

@@ -94,11 +94,6 @@ def check_root(path: str) -> None:
         )
 
 
-def names_in(folder: int) -> list[str]:
-    """Return the names in an open folder."""
-    return os.listdir(folder)
-
-
 def remove(name: str, folder: int) -> bool:
     """Remove a file, a symbolic link or an empty folder, and return whether it was there and is removed.
 

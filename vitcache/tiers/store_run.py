@@ -12,10 +12,13 @@ from vitcache.tiers.tier_jobs import StoreJob
 CLAIM_S = 60.0
 
 
-def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCounts) -> bool | None:
+def run_store(
+    job: StoreJob, engine: TierEngine, books: Books, counts: TierCounts, *, may_ask: bool
+) -> bool | None:
     """Store an entry, if it is still in the cache and the tier can be used. Runs on the worker's thread.
 
-    An entry that was not stored is offered again at a later hit, unless the tier has it.
+    An entry that was not stored is offered again at a later hit, unless the tier has it. `may_ask`: whether a
+    store may begin.
 
     Returns whether the tier answered; None: it was not asked.
     """
@@ -23,11 +26,10 @@ def run_store(job: StoreJob, engine: TierEngine, books: Books, counts: TierCount
         counts.add("skipped_stores")  # the rows are of weights that are not named so any more
         books.retract(job)
         return None
-    if engine.is_stopped or not engine.is_ready(job.is_probe):
-        is_failed = not engine.is_stopped
+    if not may_ask or not engine.is_ready(job.is_probe):
         counts.add("skipped_stores")
         books.retract(job)
-        return False if is_failed else None
+        return False if may_ask else None
     rows = books.read(job)
     if rows is None:
         counts.add("skipped_stores")

@@ -31,14 +31,11 @@ class TierEngine:
         The tier. A call that raises must be reported with `fail`.
     is_open
         Whether `open` was called, and `close` was not.
-    is_stopped
-        Whether no store may begin.
     """
 
     def __init__(self, tier: Tier, breaker: Breaker, counts: TierCounts) -> None:
         self.tier = tier
         self.is_open = False
-        self.is_stopped = False
         self._breaker = breaker
         self._counts = counts
         self._has_logged = False

@@ -177,10 +177,10 @@ class TierRunner:
 
     def _store(self, job: StoreJob, books: Books) -> None:
         is_refused = self.breaker.is_open and not job.is_probe
-        self._engine.is_stopped = is_refused or monotonic() >= self.stop_at
+        may_ask = not is_refused and monotonic() < self.stop_at
         has_answered: bool | None = None
         try:
-            has_answered = run_store(job, self._engine, books, self.counts)
+            has_answered = run_store(job, self._engine, books, self.counts, may_ask=may_ask)
         finally:
             if job.is_probe and has_answered is not False:  # a failure has ended the probe
                 self.breaker.end_probe(bool(has_answered))
