@@ -18,6 +18,7 @@ from vitcache.demo.turns import build
 
 DEVICE = torch.device("cpu")
 FAMILY = FAMILIES["qwen3_vl"]
+_FETCH_TIMEOUT_S = 10.0  # encodes are counted: they must not depend on other load of the machine
 
 
 class Turn(NamedTuple):
@@ -44,6 +45,7 @@ class Chat:
             tiers=[] if folder is None else [DiskTier(folder, "1GiB")],
             weights_name="tiny, seed 0",
             write_back=rule,
+            fetch_timeout_s=_FETCH_TIMEOUT_S,
         )
         self._attachment = attach(self.model, self.cache)
 

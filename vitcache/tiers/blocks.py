@@ -32,7 +32,7 @@ def allocate_buffers(count: int) -> list[BlockBuffers]:
 
 
 class Piece(NamedTuple):
-    """Consecutive rows of a file. Each piece has a digest of its own, so two threads can hash one entry.
+    """Consecutive rows of a file. Each piece has a digest of its own, so several threads can hash one entry.
 
     Attributes
     ----------

@@ -27,7 +27,7 @@ class Unreadable(Exception):
 
 
 class EntryRead:
-    """One entry that is read from an open file. Two threads may read and hash its pieces.
+    """One entry that is read from an open file. Several threads may read and hash its pieces.
 
     Attributes
     ----------

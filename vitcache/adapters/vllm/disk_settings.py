@@ -45,7 +45,7 @@ class DiskSettings:
     max_bytes: int
     weights_name: str | None
     why: str
-    timeout_s: float = FETCH_TIMEOUT_S
+    timeout_s: float
 
     @property
     def line(self) -> str:
@@ -85,7 +85,8 @@ def read_disk(options: Mapping[str, Any], vllm_config: Any) -> DiskSettings | No
     _check_process(getattr(vllm_config, "parallel_config", None))
     _check_identifiers(vllm_config)
     found, why = _find_name(options, vllm_config)
-    return DiskSettings(path, max_bytes, None if found is None else _complete(found, vllm_config), why)
+    weights_name = None if found is None else _complete(found, vllm_config)
+    return DiskSettings(path, max_bytes, weights_name, why, FETCH_TIMEOUT_S)
 
 
 def _text(options: Mapping[str, Any], name: str) -> str:
