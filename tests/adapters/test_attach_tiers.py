@@ -392,7 +392,8 @@ sys.path.insert(0, {support!r})
 import torch
 from attached import logits
 from tiny_models import FAMILIES
-from vitcache import DiskTier, attach
+from vitcache import DiskTier, EmbeddingCache, attach
+EmbeddingCache.__init__.__kwdefaults__["fetch_timeout_s"] = 60.0  # the machine may be busy
 torch.backends.mkldnn.enabled = False
 family = FAMILIES["qwen3_vl"]
 model = family.model()

@@ -114,7 +114,7 @@ class EntryFiles:
             raise
 
     def _run(self, reads: Sequence[EntryRead]) -> None:
-        """Read and hash all pieces, on three threads: the disk has a request while others hash."""
+        """Read and hash all pieces, on three threads: the disk has a request while a thread hashes."""
         self._share(reads)
         refused = [read for read in reads if read.lacks_direct_io]
         if refused:

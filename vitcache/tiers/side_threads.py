@@ -18,7 +18,7 @@ class SideThreads:
         self._threads = WorkerThreads("vitcache-disk", _NUM_THREADS, helps=False)
 
     def share(self, works: Sequence[Callable[[], None]]) -> None:
-        """Run callables on this thread and the others, each on the thread that is free first.
+        """Run callables on this and the side threads, each on the thread that is free first.
 
         All are done when the call returns. If no thread can be started, this thread runs all of them.
         """
@@ -32,7 +32,7 @@ class SideThreads:
             try:
                 run()
             finally:
-                for _ in remaining:  # after an error the other threads take no further ones
+                for _ in remaining:  # after an error the side threads take no further ones
                     pass
 
     @contextmanager
