@@ -135,7 +135,7 @@ class DiskTier:
             return [entries is not None and has_file(entries, name) for name in names]
 
     def fetch(self, fetches: Sequence[Transfer]) -> list[FetchOutcome]:
-        """See `Tier.fetch`. Three threads read and hash the rows."""
+        """See `Tier.fetch`. Up to five threads read and hash the rows."""
         outcomes = [FetchOutcome.MISS] * len(fetches)
         for fetch in fetches:
             check_parts(fetch)

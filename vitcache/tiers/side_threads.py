@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 from vitcache.device.worker_threads import WorkerThreads
 
-# With three threads, the disk has a request or two while one of them hashes.
-_NUM_THREADS = 2
+# Beside the caller's: the disk has several requests while two threads hash.
+_NUM_THREADS = 4
 
 
 class SideThreads:
-    """Two threads beside the thread that calls a tier. They start with the first call that needs them."""
+    """Four threads beside the thread that calls a tier. They start with the first call that needs them."""
 
     def __init__(self) -> None:
         self._threads = WorkerThreads("vitcache-disk", _NUM_THREADS, helps=False)
@@ -20,7 +20,8 @@ class SideThreads:
     def share(self, works: Sequence[Callable[[], None]]) -> None:
         """Run callables on this and the side threads, each on the thread that is free first.
 
-        All are done when the call returns. If no thread can be started, this thread runs all of them.
+        All are done when the call returns. Each thread has work for two callables: a read of one overlaps the
+        hash of another. If no thread can be started, this thread runs all of them.
         """
         remaining = iter(works)  # its `next` is atomic
 
@@ -28,7 +29,7 @@ class SideThreads:
             for work in remaining:
                 work()
 
-        with self._beside([run] * min(_NUM_THREADS, len(works) - 1)):
+        with self._beside([run] * min(_NUM_THREADS, len(works) // 2)):
             try:
                 run()
             finally:
