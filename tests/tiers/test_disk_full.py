@@ -19,6 +19,8 @@ from hang_guard import run_in_child
 from tiers.scene import Pages, name_of, rows_in, rows_of, store_rows, transfer_of
 
 from vitcache.tiers import DiskTier, FetchOutcome, Transfer
+from vitcache.tiers.blocks import allocate_buffers
+from vitcache.tiers.entry_read import EntryRead
 
 HIT, MISS, DAMAGED = FetchOutcome.HIT, FetchOutcome.MISS, FetchOutcome.DAMAGED
 SMALL, LARGE = name_of(1), name_of(2, 100, 4096)
@@ -164,6 +166,18 @@ def test_error_that_is_not_a_full_disk_is_raised(tier: DiskTier, monkeypatch: py
             fetch(tier, SMALL)
     assert fetch(tier, SMALL) == [MISS]  # its sectors are not read again
     assert tier.metrics()["entries"] == 0
+
+
+def test_first_error_of_an_entry_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = EntryRead(0, transfer_of(LARGE), allocate_buffers(1)[0])
+
+    def fail_after_another_thread(*_: Any) -> None:
+        read.failed = OSError(errno.EIO, "first")
+        raise OSError(errno.ENXIO, "second")
+
+    monkeypatch.setattr("vitcache.tiers.entry_read.os.preadv", fail_after_another_thread)
+    read.run(range(1))
+    assert getattr(read.failed, "errno", 0) == errno.EIO
 
 
 def test_short_reads_and_writes_are_continued(tier: DiskTier, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,9 @@ class WorkerThreads:
         a job of any such object, because this job may be the one that the threads must finish first. False:
         only the threads run jobs; `queue` raises NoThreadError if no thread can be started. Their jobs may
         wait for jobs of other objects.
+    finishes
+        Whether the interpreter waits at exit until all queued jobs are done. False: for jobs that may hang,
+        if their submitter waits for them.
 
     Attributes
     ----------
@@ -60,13 +63,14 @@ class WorkerThreads:
         Whether `close` or `stop` was called.
     """
 
-    def __init__(self, name: str, num_threads: int, *, helps: bool = True) -> None:
+    def __init__(self, name: str, num_threads: int, *, helps: bool = True, finishes: bool = True) -> None:
         self.num_threads = num_threads
         self.unfinished: set[Job[Any]] = set()
         self.threads: set[threading.Thread] = set()
         self.is_closed = False
         self._name = name
         self._helps = helps
+        self._finishes = finishes
         self._starting = new_lock()  # held while threads are started
         self._pid = os.getpid()  # of the process that the threads belong to
         self._make_queue()
@@ -160,7 +164,8 @@ class WorkerThreads:
                     name=f"{self._name}-{len(self.threads)}",
                     daemon=True,  # or the interpreter would wait for it before it calls `_finish_all`
                 )
-                _queues[thread] = self._queue  # before it starts: `_finish_all` must not miss it
+                if self._finishes:
+                    _queues[thread] = self._queue  # before it starts: `_finish_all` must not miss it
                 try:
                     thread.start()
                 except BaseException:
@@ -213,7 +218,7 @@ class WorkerThreads:
 
 
 _all: set[weakref.ref[WorkerThreads]] = set()  # changed by C functions alone; see `vitcache.device.locks`
-_queues: dict[threading.Thread, _Queue] = {}  # of all threads that run
+_queues: dict[threading.Thread, _Queue] = {}  # of all threads that run, but for `finishes=False`
 _workers: set[int] = set()  # idents of the threads that run
 _helpers: set[int] = set()  # those whose jobs run the jobs that they submit
 _is_exiting = False
@@ -257,7 +262,7 @@ os.register_at_fork(after_in_child=_renew_all_in_child)
 
 @atexit.register
 def _finish_all() -> None:
-    """Run all queued jobs, and end all threads."""
+    """Run all queued jobs, and end their threads."""
     global _is_exiting
     _is_exiting = True
     running = tuple(_queues.items())

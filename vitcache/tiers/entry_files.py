@@ -198,8 +198,7 @@ class EntryFiles:
                 write_rows()
                 hash_rows()
             else:
-                with self._side.runs(hash_rows):
-                    write_rows()
+                self._side.run_both(hash_rows, write_rows)
             buffers.header[:] = header_of(store.name, checksum_of(digests))
             if not transfer(os.pwritev, fd, [buffers.header], 0):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

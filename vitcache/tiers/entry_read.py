@@ -61,10 +61,10 @@ class EntryRead:
         views = [view for piece in pieces for view in piece.views]
         try:
             if not transfer(os.preadv, self.fd, views, pieces[0].offset):
-                self.failed = Unreadable("has another size")
+                self.failed = self.failed or Unreadable("has another size")
                 return
         except OSError as error:
-            self.failed = error
+            self.failed = self.failed or error
             return
         for number, piece in zip(numbers, pieces, strict=True):
             self._digests[number] = digest_of_piece(piece.rows)

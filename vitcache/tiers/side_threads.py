@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from vitcache.device.worker_threads import WorkerThreads
 
@@ -12,16 +12,20 @@ _NUM_THREADS = 4
 
 
 class SideThreads:
-    """Four threads beside the thread that calls a tier. They start with the first call that needs them."""
+    """Up to four threads beside the thread that calls a tier. They start with the first calls that need them.
+
+    One thread at a time calls the methods. The process ends without the threads if a disk hangs: the owner of
+    the tier decides for how long it waits for its calls.
+    """
 
     def __init__(self) -> None:
-        self._threads = WorkerThreads("vitcache-disk", _NUM_THREADS, helps=False)
+        self._threads = WorkerThreads("vitcache-disk", _NUM_THREADS, helps=False, finishes=False)
 
     def share(self, works: Sequence[Callable[[], None]]) -> None:
         """Run callables on this and the side threads, each on the thread that is free first.
 
-        All are done when the call returns. Each thread has work for two callables: a read of one overlaps the
-        hash of another. If no thread can be started, this thread runs all of them.
+        All are done when the call returns. There are two callables for each side thread, or more: the read of
+        one overlaps the hash of another. If no thread can be started, this thread runs all of them.
         """
         remaining = iter(works)  # its `next` is atomic
 
@@ -29,35 +33,42 @@ class SideThreads:
             for work in remaining:
                 work()
 
-        with self._beside([run] * min(_NUM_THREADS, len(works) // 2)):
+        def run_here() -> None:
             try:
                 run()
             finally:
                 for _ in remaining:  # after an error the side threads take no further ones
                     pass
 
-    @contextmanager
-    def runs(self, work: Callable[[], None]) -> Iterator[None]:
-        """Run one callable beside the block. The end of the context waits, and raises its error."""
-        with self._beside([work]):
-            yield
+        self._run([run] * min(_NUM_THREADS, len(works) // 2), run_here)
 
-    @contextmanager
-    def _beside(self, works: Sequence[Callable[[], None]]) -> Iterator[None]:
+    def run_both(self, work: Callable[[], None], here: Callable[[], None]) -> None:
+        """Run a callable on a side thread, and another one on this thread. Both are done at the end."""
+        self._run([work], here)
+
+    def _run(self, works: Sequence[Callable[[], None]], here: Callable[[], None]) -> None:
+        futures: list[Future[None]] = []
         try:
-            futures = self._threads.submit(works)
-        except RuntimeError:
-            for work in works:
-                work()
-            yield
-            return
-        try:
-            yield
+            try:
+                futures = self._threads.submit(works)
+            except RuntimeError:  # no thread can be started
+                for work in works:
+                    work()
+            here()
         finally:
-            errors = [future.exception() for future in futures]
-        for error in errors:
-            if error is not None:
-                raise error
+            self._wait()
+        for future in futures:
+            future.result()
+
+    def _wait(self) -> None:
+        """Wait until no side thread uses the memory of a call."""
+        try:
+            for job in tuple(self._threads.unfinished):
+                while not job.done():
+                    job.exception()
+        except BaseException:  # an interrupt has ended the wait
+            self._wait()
+            raise
 
     def close(self) -> None:
         """End the threads."""
