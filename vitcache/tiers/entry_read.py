@@ -61,9 +61,8 @@ class EntryRead:
         views = [view for piece in pieces for view in piece.views]
         try:
             if not transfer(os.preadv, self.fd, views, pieces[0].offset):
-                self.failed = self.failed or Unreadable("has another size")
-                return
-        except OSError as error:
+                raise Unreadable("has another size")
+        except (OSError, Unreadable) as error:
             self.failed = self.failed or error
             return
         for number, piece in zip(numbers, pieces, strict=True):
