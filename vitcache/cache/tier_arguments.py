@@ -11,7 +11,19 @@ from vitcache.tiers.protocol import Tier
 from vitcache.tiers.write_back import WriteBack
 
 _METHODS = (
-    *("open", "exists", "fetch", "store", "claim", "erase", "generation", "revoke", "metrics", "close"),
+    *(
+        "open",
+        "register",
+        "exists",
+        "fetch",
+        "store",
+        "claim",
+        "erase",
+        "generation",
+        "revoke",
+        "metrics",
+        "close",
+    ),
 )
 
 

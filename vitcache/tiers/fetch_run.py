@@ -83,6 +83,7 @@ class _FetchRun:
         if not transfers:
             return True
         try:
+            self._engine.register(self._books.memory)
             outcomes = self._engine.tier.fetch(transfers)
             if len(outcomes) != len(transfers):
                 raise ValueError(f"{len(transfers)} fetches have {len(outcomes)} outcomes")

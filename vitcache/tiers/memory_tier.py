@@ -63,6 +63,10 @@ class MemoryTier:
             raise RuntimeError("the memory tier is open; a MemoryTier belongs to one cache at a time")
         self._is_open = True
 
+    def register(self, memory: np.ndarray) -> None:
+        """See `Tier.register`. All memory can be transferred."""
+        self._check_open()
+
     def exists(self, names: Sequence[EntryName]) -> list[bool]:
         """See `Tier.exists`."""
         self._check_open()
