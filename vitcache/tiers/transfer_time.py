@@ -14,6 +14,7 @@ _ORIGIN = 0.1
 _MOST = 4.0
 
 _LEAST_S_PER_BYTE = 1e-13
+_MOST_S = 1e9
 
 
 class TransferTime:
@@ -39,7 +40,7 @@ class TransferTime:
         """Note that a call returned `num_bytes` bytes, at least 1, in `seconds`."""
         size = float(num_bytes)
         expected = self.expected_s(num_bytes)
-        seconds = max(seconds, size * _LEAST_S_PER_BYTE)
+        seconds = min(max(seconds, size * _LEAST_S_PER_BYTE), _MOST_S)
         if expected is not None:
             seconds = min(seconds, _MOST * expected)
         self._weight = _KEEP * self._weight + 1
