@@ -56,8 +56,8 @@ def test_collector_exports_every_count_with_cache_and_tier_labels() -> None:
     assert sample("capacity_bytes", cache="second", tier="device") == 3 * PAGE_BYTES
     assert sample("entries", cache="first") == 2
     exported = {family.name for family in registry.collect() if not family.name.startswith("vitcache_tier_")}
-    others = ("device", "host", "tiers", "encode_ms_per_row")
-    counts = {name for name in CacheStats.__dataclass_fields__ if not name.startswith(others)}
+    nested = ("device", "host", "tiers", "encode_ms_per_row")
+    counts = {name for name in CacheStats.__dataclass_fields__ if not name.startswith(nested)}
     assert exported == {
         f"vitcache_{name}" for name in (*counts, *HITS, "bytes", "capacity_bytes", "row_encode_seconds")
     }

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from vitcache.bench import tables, worth_table
+from vitcache.bench.harness.record import FIELDS
 from vitcache.tiers.encode_times import EncodeTimes
 from vitcache.tiers.worth import WorthRule
-from vitcache.bench.harness.record import FIELDS
 
 ROOT = Path(__file__).parents[2]
 TEXT = "before\n<!-- table: pages encodes -->\nold\n<!-- end -->\nafter\n"

@@ -13,7 +13,7 @@ from vitcache.device.streams import Event, is_capturing
 # Weight of each measurement after one more: about ten count.
 _KEEP = 0.9
 
-# A measurement counts as at most so many times the average: an encode may wait for a compilation.
+# A measurement counts as at most this multiple of the average: an encode may wait for a compilation.
 _MOST = 8.0
 
 _MOST_MS = 1e12

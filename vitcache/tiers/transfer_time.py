@@ -10,7 +10,7 @@ _KEEP = 0.7
 # of about one size, they cannot tell the latency: the line then begins at 0.
 _ORIGIN = 0.1
 
-# A measurement counts as at most so many times the expected time: one call that hung must not count for long.
+# A measurement counts as at most this multiple of the expected time: one call that hung must not count long.
 _MOST = 4.0
 
 _LEAST_S_PER_BYTE = 1e-13

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from vitcache.tiers.encode_times import EncodeTimes
 from vitcache.tiers.transfer_time import TransferTime
 
-# While all entries are refused, one is let through so many seconds after the last measurement.
+# While all entries are refused, one is let through this many seconds after the last measurement.
 PROBE_S = 10.0
 
 # The next one after a fetch that was let through and measured nothing, because the tier did not have it.
