@@ -122,7 +122,8 @@ class EmbeddingCache:
     ValueError
         If a number is too small or too large, `device_bytes` or `host_bytes` is less than one page, `device`
         is not the CPU or a CUDA device, or `policy` is unknown. If there are `tiers` and no host tier, two
-        tiers have one name, `weights_name` is empty, or `fetch_timeout_s` is negative or not finite.
+        tiers have one name, the `worth` of a tier is not above 0, `weights_name` is empty, or
+        `fetch_timeout_s` is negative or not finite.
     TypeError
         If a number is not an int, a size in bytes is neither an int nor a str, or `dtype` is not float32,
         float16 or bfloat16, or `checksum` is not a bool. A bool is not an int. If `tiers` is not a list or
@@ -233,8 +234,7 @@ class EmbeddingCache:
             self._lower = LowerTiers(
                 lower, self._coordinator, self.device, dtype, weights_name, write_back, fetch_timeout_s
             )
-            if any(tier.worth is not None for tier in lower):
-                self.encode_times = self._lower.encode_times
+            self.encode_times = self._lower.encode_times
 
     def put(
         self,

@@ -54,7 +54,7 @@ class LowerTiers:
     Attributes
     ----------
     encode_times
-        The measured encode times of the cache's rows.
+        The measured encode times of the cache's rows; None if no tier has a `worth`.
     """
 
     def __init__(
@@ -78,13 +78,15 @@ class LowerTiers:
         self._is_closed = False
         self._changing = new_lock()  # held while the epoch and the weights change
         queue_bytes = to_bytes("queue_bytes", write_back.queue_bytes, 0)
-        self.encode_times = EncodeTimes(MS_PER_ROW, device)
+        encodes = EncodeTimes(MS_PER_ROW, device)
         self._workers: list[TierWorker] = []
         for tier in tiers:
             books = TierBooks(coordinator, self._current, device, dtype, write_back.from_device)
-            rule = WorthRule(tier.worth, dtype.itemsize, self.encode_times, clock)
+            rule = WorthRule(tier.worth, dtype.itemsize, encodes, clock)
             self._workers.append(TierWorker(tier, books, queue_bytes, clock, rule))
         self._runners = [worker.runner for worker in self._workers]
+        has_rule = any(runner.rule.worth is not None for runner in self._runners)
+        self.encode_times = encodes if has_rule else None
         coordinator.offers = Offers(self._runners, self._current)
         self._ledger.set_write_back(write_back.hits)
 

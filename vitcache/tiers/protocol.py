@@ -80,7 +80,10 @@ class Tier(Protocol):
 
     name: str
     capacity_bytes: int
-    worth: float | None
+
+    @property
+    def worth(self) -> float | None:
+        """See the attributes."""
 
     def open(self) -> None:
         """Open the engine. May be called again after `close`."""
