@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any
 
@@ -414,3 +415,17 @@ def test_put_without_an_encode_time_and_a_cache_without_worth_note_nothing() -> 
     with tier_cache(PlantedTier()) as cache:
         assert cache.put(key_of(60), rows_of(60), encode_ms=5.0)
         assert (cache.encode_times, cache.stats().encode_ms_per_row) == (None, {})
+
+
+def test_encode_times_of_a_gpu_are_collected_by_several_threads_at_once(gpu: type[FakeEvent]) -> None:
+    times = EncodeTimes(2.0, torch.device("cuda", 0))
+    gpu.done = 1e9
+
+    def run(width: int) -> None:
+        for _ in range(200):
+            times.stop(times.start(), 10, width)
+            times.expected_ms(10, width)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(run, range(4)))
+    assert times.by_width() == dict.fromkeys(range(4), 0.0)
