@@ -81,6 +81,7 @@ class DiskTier:
     """
 
     name = "disk"
+    worth: float | None = None
 
     def __init__(
         self, path: str | os.PathLike[str], max_bytes: SupportsIndex | str, *, direct: bool = True

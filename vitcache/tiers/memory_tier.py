@@ -49,6 +49,7 @@ class MemoryTier:
     """
 
     name = "memory"
+    worth: float | None = None
 
     def __init__(self, max_bytes: SupportsIndex | str) -> None:
         self.capacity_bytes = to_bytes("max_bytes", max_bytes, 1)

@@ -13,7 +13,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from vitcache.arguments import check_bool, shown, to_int
+from vitcache.arguments import check_bool, shown, to_factor, to_int
 from vitcache.handles import described, refuse_copies
 from vitcache.tiers.checks import check_parts
 from vitcache.tiers.mooncake_client import (
@@ -119,7 +119,7 @@ class MooncakeTier:
         if protocol not in ("tcp", "rdma"):
             raise ValueError(f"protocol is {shown(protocol)}, it must be 'tcp' or 'rdma'")
         check_bool("single_flight", single_flight)
-        self.worth = worth
+        self.worth = None if worth is None else to_factor("worth", worth)
         self._replicas = to_int("replicas", replicas, 1, _MOST_REPLICAS)
         self._local_host, self._protocol, self._devices = local_host, protocol, devices
         self._single_flight = single_flight

@@ -73,10 +73,17 @@ class Tier(Protocol):
         A short name for statistics, metrics, logs and messages, such as ``"disk"``.
     capacity_bytes
         Most bytes that the tier keeps; 0 if it does not know it.
+    worth
+        An entry is fetched and stored only if its expected transfer takes at most this part of its encode
+        time. None: always. The cache reads it once, when it is made.
     """
 
     name: str
     capacity_bytes: int
+
+    @property
+    def worth(self) -> float | None:
+        """See the attributes."""
 
     def open(self) -> None:
         """Open the engine. May be called again after `close`."""

@@ -40,6 +40,7 @@ class PlantedTier:
     """
 
     name = "planted"
+    worth: float | None = None
 
     def __init__(self, max_bytes: int = 1 << 20) -> None:
         self.inner = MemoryTier(max_bytes)
