@@ -56,6 +56,7 @@ EXTRAS = {
     "metrics": list(OPTIONAL["metrics"]),
     "vllm": ["vllm==0.33.0"],
     "sglang": ["sglang==0.5.23"],
+    "mooncake": ["mooncake-transfer-engine-non-cuda==0.3.13.post1"],
     "demo": [in_range("transformers"), *OPTIONAL["demo"]],
     "dev": [
         "vitcache[transformers,metrics,demo]",

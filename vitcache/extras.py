@@ -13,13 +13,18 @@ EXTRAS = {
     "metrics": ("prometheus-client",),
     "vllm": ("vllm",),
     "sglang": ("sglang",),
+    # Not the build for CUDA, which has the same module: it needs the libraries of CUDA.
+    "mooncake": ("mooncake-transfer-engine-non-cuda",),
 }
+# Packages that have the same modules as one of an extra: the build for CUDA.
+EQUAL_PACKAGES = {"mooncake-transfer-engine-non-cuda": "mooncake-transfer-engine"}
 # Modules whose package has another name at PyPI.
 _PACKAGES = {
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "PIL": "pillow",
     "prometheus_client": "prometheus-client",
+    "mooncake": "mooncake-transfer-engine-non-cuda",
 }
 
 

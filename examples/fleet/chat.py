@@ -1,4 +1,4 @@
-"""One vitcache process of the fleet: a chat with a small Qwen3-VL, and a cache whose tier is the shared store.
+"""One vitcache process of the fleet: a chat with a small Qwen3-VL, and a cache with the shared store.
 
 `run.py` starts it. Each line of its input is the number of a turn; it answers the turn and prints its counts
 so far as a line of JSON. It ends with its input.

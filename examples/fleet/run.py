@@ -1,4 +1,4 @@
-"""A fleet on this machine: a Mooncake master, two storage nodes and two vitcache processes with the same chat.
+"""A fleet on this machine: a Mooncake master, two storage nodes, and two vitcache processes with one chat.
 
     python examples/fleet/run.py
 
@@ -100,7 +100,7 @@ def report(images: int, counts: list[dict[str, Any]]) -> bool:
     wanted = images, images * (NUM_CHATS - 1)
     if found != wanted or fleet["failures"] or not fleet["equal"]:
         print(
-            f"expected {wanted[0]} encodes, {wanted[1]} fetches, equal logits and no failed call of the store, "
+            f"expected {wanted[0]} encodes, {wanted[1]} fetches, equal logits and no failed call, "
             f"got {found[0]}, {found[1]}, {fleet['equal']} and {fleet['failures']}",
             file=sys.stderr,
         )
