@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-FLEET = Path(__file__).parents[2] / "examples/fleet"
+FLEET = Path(__file__).resolve().parents[2] / "examples/fleet"
 
 
 def compose() -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 WHEELS = dict(re.findall(r"^(\w+)==(.*)$", (ROOT / "requirements/schemas.txt").read_text(), re.MULTILINE))
 
 
