@@ -14,7 +14,7 @@ EXTRAS = {
     "vllm": ("vllm",),
     "sglang": ("sglang",),
     # Not the build for CUDA, which has the same module: it needs the libraries of CUDA.
-    "mooncake": ("mooncake-transfer-engine-non-cuda",),
+    "mooncake": ("mooncake-transfer-engine-non-cuda", "xxhash"),
 }
 # Packages that have the same modules as one of an extra: the build for CUDA.
 EQUAL_PACKAGES = {"mooncake-transfer-engine-non-cuda": "mooncake-transfer-engine"}
