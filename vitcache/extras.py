@@ -11,6 +11,7 @@ EXTRAS = {
     "transformers": ("transformers",),
     "demo": ("rich", "matplotlib", "scikit-image", "scikit-learn", "pillow"),
     "metrics": ("prometheus-client",),
+    "mooncake": ("mooncake-transfer-engine-non-cuda", "xxhash"),
     "vllm": ("vllm",),
     "sglang": ("sglang",),
     # Not the build for CUDA, which has the same module: it needs the libraries of CUDA.
