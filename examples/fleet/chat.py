@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 FLUSH_S = 10.0
 
 
-def open_cache(model: torch.nn.Module, master: str) -> vitcache.EmbeddingCache:
+def open_cache(model: Any, master: str) -> vitcache.EmbeddingCache:
     """Return a cache of the rows of a model. Its entries are also in the store of this master."""
     return vitcache.EmbeddingCache(
         row_width(model.config),

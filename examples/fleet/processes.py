@@ -11,6 +11,7 @@ import sysconfig
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from vitcache.extras import need_of
 
@@ -58,8 +59,8 @@ class Processes:
                 process.kill()
                 process.wait()
 
-    def start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
-        """Start a process with pipes as its stdin and stdout. stderr is its log.
+    def start(self, name: str, command: list[str]) -> Any:
+        """Start a process with pipes as its stdin and stdout; return its `Popen`. stderr is its log.
 
         The process has a session of its own, so that Ctrl-C reaches only the parent, which ends it. If the
         parent is killed, Linux kills the process.
@@ -89,12 +90,12 @@ class Processes:
         self._check()
         time.sleep(_POLL_S)
 
-    def read_line(self, process: subprocess.Popen[bytes]) -> bytes:
+    def read_line(self, process: Any) -> bytes:
         """Return the next line of a process. Raises FleetError as `wait`."""
         line = b""
         while not line.endswith(b"\n"):
             self._check()
-            if select.select([process.stdout], [], [], _POLL_S)[0] and process.stdout is not None:
+            if select.select([process.stdout], [], [], _POLL_S)[0]:
                 line += process.stdout.read(1)
         return line
 

@@ -64,7 +64,7 @@ def read_lines(url: str) -> list[str] | None:
     """Return the lines of a page of the master's metrics port; None: the master does not answer yet."""
     try:
         with urllib.request.urlopen(url, timeout=1) as answer:
-            return answer.read().decode().split()
+            return str(answer.read(), "utf-8").split()
     except OSError:
         return None
 
