@@ -24,7 +24,19 @@ from vitcache.terminal.progress import Progress
 from vitcache.terminal.table import Table
 
 NAMES = (
-    *("accuracy", "attach", "blocks", "cache", "changes", "cpu", "decode", "engines", "hits", "keys"),
+    *(
+        "accuracy",
+        "attach",
+        "blocks",
+        "cache",
+        "changes",
+        "cpu",
+        "decode",
+        "engines",
+        "fleet",
+        "hits",
+        "keys",
+    ),
     *("limit", "merge", "multiturn", "pages", "placement", "policy", "ring", "scatter", "sglang"),
     *("sglang_chat", "step", "tiers"),
 )
