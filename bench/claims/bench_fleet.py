@@ -1,6 +1,6 @@
-"""Simulation: what a store that many machines share saves, moves and carries, against a disk per machine.
+"""Simulation: encode time, bytes and load of a store that machines share, against a disk per machine.
 
-Nothing is encoded and no byte is moved: `bench.traffic.shared_store` says what the simulation leaves out. The
+Nothing is encoded and no byte is moved: `bench.traffic.shared_store` lists the effects that are left out. The
 requests are chats that share logos and documents, by Zipf's distribution, and have images of their own. All
 numbers are exact, and alike on every machine.
 

@@ -1,4 +1,4 @@
-"""Simulates what serves the missing images of a fleet: a shared store, a disk per machine, or only encodes.
+"""Simulates the source of missing images in a fleet: a shared store, a disk per machine, or their encode.
 
 A machine that misses images of a request asks the store for all of them at the time of the request. Each link
 of a storage node or a machine is a queue, first in, first out; a transfer ends when both of its links have
