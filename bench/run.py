@@ -37,7 +37,7 @@ NAMES = (
         "hits",
         "keys",
     ),
-    *("limit", "merge", "multiturn", "pages", "placement", "policy", "ring", "scatter", "sglang"),
+    *("limit", "merge", "mooncake", "multiturn", "pages", "placement", "policy", "ring", "scatter", "sglang"),
     *("sglang_chat", "step", "tiers"),
 )
 BENCHES: dict[str, ModuleType] = {

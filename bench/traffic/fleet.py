@@ -1,8 +1,8 @@
 """Simulates the caches of many machines: which images of a trace each machine misses.
 
 Each machine has the device tier and the host tier of a cache (`simulation.TwoTiers`), and one policy. A store
-below the caches does not change their contents: a missing image enters the cache of its machine, whether it is
-encoded or fetched. So one run of the caches serves every store of `shared_store`.
+below the caches does not change their contents: a missing image enters the cache of its machine, whether it
+is encoded or fetched. So one run of the caches serves every store of `shared_store`.
 """
 
 from __future__ import annotations
