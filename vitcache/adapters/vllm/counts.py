@@ -110,6 +110,11 @@ COUNTERS: dict[str, Counter] = {
     **_one("disk_stored_bytes", "Bytes of the rows of these entries.", "bytes"),
     **_one("disk_store_failures", "Entries that the disk did not store, although it was asked."),
     **_one("disk_skipped_stores", "Entries that were offered to the disk and had left the cache, or waited."),
+    **_one(
+        "disk_not_worth",
+        "Entries that were not read from the disk, or not written, because the transfer takes too long.",
+    ),
+    **_one("disk_fetch_seconds", "Seconds of the calls that read these rows from the disk.", "s"),
     **_one("disk_openings", "Times that the disk was late or failed, and was not asked for a while."),
     **_one("resets", "Resets of the cache, for example after an update of the weights."),
     **_one("compactions", "Times that entries were moved so that another entry could have adjacent pages."),

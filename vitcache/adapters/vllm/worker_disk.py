@@ -22,6 +22,8 @@ _COUNTERS: dict[str, tuple[str, ...]] = {
     "disk_stored_bytes": ("stored_bytes",),
     "disk_store_failures": ("store_failures",),
     "disk_skipped_stores": ("skipped_stores",),
+    "disk_not_worth": ("not_worth",),
+    "disk_fetch_seconds": ("fetch_seconds",),
     "disk_openings": ("openings",),
 }
 
@@ -81,7 +83,7 @@ class WorkerDisk:
     def __init__(self, find_store: Callable[[], DiskStore | None], page_bytes: int) -> None:
         self._find_store = find_store
         self._page_bytes = page_bytes
-        self._known: dict[str, int] = {}
+        self._known: dict[str, float] = {}
 
     def begin(self, item: Item) -> ItemFetch:
         """Begin to fetch an item."""
