@@ -166,7 +166,7 @@ def run_transfers(case: TransferCase, recorder: Recorder, timer: Timer) -> Itera
             SCATTERED: raw.put_pages,
             TIER: lambda: expect_all(tier.store(transfers)),
         }
-        remove = dict.fromkeys(stores, raw.remove)
+        remove: dict[str, Callable[[], object]] = dict.fromkeys(stores, raw.remove)
         remove[TIER] = lambda: [tier.erase(key=key) for key in case.keys]
         few = timer.with_repeats(max(3, timer.repeats // 2))
         samples = few.rounds_us(stores, before=remove)
