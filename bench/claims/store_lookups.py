@@ -38,7 +38,7 @@ def run_lookups(case: LookupCase, recorder: Recorder, timer: Timer) -> Iterator[
         cluster = stack.enter_context(store_cluster(1, node_bytes=64 << 20))
         entries = TransferCase(case.keys, 1, 512)
         pages = Pages(entries)
-        raw = RawStore(cluster.address, [f"raw/{key.hex()}" for key in entries.keys], pages)
+        raw = RawStore(cluster.address, entries.keys, pages)
         stack.callback(raw.close)
         tier = MooncakeTier(cluster.address, worth=None)
         tier.open()
@@ -47,7 +47,7 @@ def run_lookups(case: LookupCase, recorder: Recorder, timer: Timer) -> Iterator[
         names = names_of(entries, entries.keys)
         raw.put()
         expect_all(tier.store([Transfer(*each) for each in zip(names, pages.parts, strict=True)]))
-        absent = names_of(entries, [key[::-1] + b"" for key in entries.keys[1:]])
+        absent = names_of(entries, [key[::-1] for key in entries.keys[1:]])
         if tier.exists(names) != [True] * case.keys or any(tier.exists(absent)):
             raise RuntimeError("the tier does not know its entries: it gets no number")
         yield "calls in turns"

@@ -68,7 +68,7 @@ class Pages:
 class RawStore:
     """The store's own batch calls, without headers and checksums, with memory that is registered."""
 
-    def __init__(self, address: str, keys: Sequence[str], pages: Pages) -> None:
+    def __init__(self, address: str, keys: Sequence[bytes], pages: Pages) -> None:
         from mooncake import store as engine
 
         self._store: Any = engine.MooncakeDistributedStore()
@@ -79,7 +79,8 @@ class RawStore:
         for memory in (pages.contiguous, pages.memory):
             if self._store.register_buffer(_address(memory), memory.nbytes):
                 raise RuntimeError("the store registers no memory")
-        self._keys = list(keys)
+        self._keys = [f"contiguous/{key.hex()}" for key in keys]
+        self._paged_keys = [f"pages/{key.hex()}" for key in keys]
         self._places = [_address(entry) for entry in pages.entries]
         self._sizes = [entry.nbytes for entry in pages.entries]
         self._part_places = [[_address(part) for part in parts] for parts in pages.parts]
@@ -91,26 +92,33 @@ class RawStore:
 
     def get_pages(self) -> None:
         """Read all entries into pages."""
-        found = self._store.batch_get_into_multi_buffers(self._keys, self._part_places, self._part_sizes)
-        self._expect(found, self._sizes)
+        codes = self._store.batch_get_into_multi_buffers(
+            self._paged_keys, self._part_places, self._part_sizes
+        )
+        self._expect(codes, self._sizes)
 
     def put(self) -> None:
         """Write all entries from contiguous memory."""
         self._expect(self._store.batch_put_from(self._keys, self._places, self._sizes))
 
     def put_pages(self) -> None:
-        """Write all entries from pages."""
-        self._expect(
-            self._store.batch_put_from_multi_buffers(self._keys, self._part_places, self._part_sizes)
+        """Write all entries from pages. They have other keys: each kind of call uses memory of its own."""
+        codes = self._store.batch_put_from_multi_buffers(
+            self._paged_keys, self._part_places, self._part_sizes
         )
+        self._expect(codes)
 
     def exist(self) -> None:
-        """Look up all entries."""
+        """Look up all entries that `put` wrote."""
         self._expect(self._store.batch_is_exist(self._keys), [1] * len(self._keys))
 
     def remove(self) -> None:
-        """Remove all entries, also leased ones."""
+        """Remove the entries that `put` wrote, also leased ones."""
         self._store.batch_remove(self._keys, True)
+
+    def remove_pages(self) -> None:
+        """Remove the entries that `put_pages` wrote, also leased ones."""
+        self._store.batch_remove(self._paged_keys, True)
 
     def _expect(self, codes: list[int], expected: list[int] | None = None) -> None:
         if list(codes) != (expected or [0] * len(self._keys)):
@@ -122,7 +130,7 @@ def run_transfers(case: TransferCase, recorder: Recorder, timer: Timer) -> Itera
     with ExitStack() as stack:
         yield "store"
         total = case.entries * case.entry_bytes
-        cluster = stack.enter_context(store_cluster(1, node_bytes=4 * total + (64 << 20)))
+        cluster = stack.enter_context(store_cluster(1, node_bytes=6 * total + (64 << 20)))
         rows = torch.randn(case.entries, case.rows, case.width).to(torch.bfloat16)
         expected = rows.view(torch.uint8).view(-1).numpy()
         pages = Pages(case)
@@ -130,13 +138,14 @@ def run_transfers(case: TransferCase, recorder: Recorder, timer: Timer) -> Itera
         tier.open()
         stack.callback(tier.close)
         tier.register(pages.memory)
-        raw = RawStore(cluster.address, [f"raw/{key.hex()}" for key in case.keys], pages)
+        raw = RawStore(cluster.address, case.keys, pages)
         stack.callback(raw.close)
         transfers = [
             Transfer(name, parts) for name, parts in zip(names_of(case, case.keys), pages.parts, strict=True)
         ]
         pages.fill(expected)
         raw.put()
+        raw.put_pages()
         expect_all(tier.store(transfers))
         _fill(case, cluster.address, rows)
         cache = stack.enter_context(open_cache(case, cluster.address))
@@ -166,14 +175,20 @@ def run_transfers(case: TransferCase, recorder: Recorder, timer: Timer) -> Itera
             SCATTERED: raw.put_pages,
             TIER: lambda: expect_all(tier.store(transfers)),
         }
-        remove: dict[str, Callable[[], object]] = dict.fromkeys(stores, raw.remove)
-        remove[TIER] = lambda: [tier.erase(key=key) for key in case.keys]
+        remove: dict[str, Callable[[], object]] = {
+            CONTIGUOUS: raw.remove,
+            SCATTERED: raw.remove_pages,
+            TIER: lambda: [tier.erase(key=key) for key in case.keys],
+        }
         few = timer.with_repeats(max(3, timer.repeats // 2))
         samples = few.rounds_us(stores, before=remove)
         pages.clear()
         raw.get()
         expect_all(tier.fetch(transfers))
         _check("a store", pages.contiguous, expected)
+        _check("a store", pages.scattered(), expected)
+        pages.clear()
+        raw.get_pages()
         _check("a store", pages.scattered(), expected)
         _add(case, recorder, "store_gb_per_s", {n: gb_per_s(s, total) for n, s in samples.items()})
 

@@ -76,8 +76,14 @@ def _stopped_store(cluster: StoreCluster) -> Iterator[EmbeddingCache]:
     """Open a cache with the store as its tier, and stop the master until the end of the block."""
     with make_cache(MooncakeTier(cluster.address, worth=None)) as cache:
         cache.fetch([b"\xfe" * 32], 4, timeout_s=10)  # the tier is open, and answers
-        os.kill(cluster.master.pid, signal.SIGSTOP)
         try:
+            stop(cluster.master.pid)
             yield cache
         finally:
             os.kill(cluster.master.pid, signal.SIGCONT)
+
+
+def stop(pid: int) -> None:
+    """Stop a child process, and wait until it is stopped: it may answer a call in the time between."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 
 from vitcache.bench import plot, run
+from vitcache.bench.claims import store_waits
 from vitcache.bench.claims.bench_mooncake import CASES, EMPTY, WRITING
 from vitcache.bench.claims.store_lookups import EXISTS, LookupCase
 from vitcache.bench.claims.store_lookups import RAW as RAW_LOOKUP
@@ -108,8 +107,7 @@ def test_mooncake_bench_contender_that_reads_wrong_bytes_gets_no_number(
 def test_mooncake_bench_master_that_answers_gets_no_time_past_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kill = os.kill
-    monkeypatch.setattr(os, "kill", lambda pid, number: number == signal.SIGSTOP or kill(pid, number))
+    monkeypatch.setattr(store_waits, "stop", lambda pid: None)
     monkeypatch.setitem(CASES, "smoke", [StoppedCase(2, is_open=False)])
     code, rows = run_bench(tmp_path)
     assert (code, rows) == (1, [])
