@@ -16,10 +16,10 @@ from engine_runner.cases import Case
 from engine_runner.pool import Pool
 from engine_runner.scheduled import Scheduled
 
-from vitcache.adapters.vllm import disk_settings
-from vitcache.adapters.vllm.disk_fetches import DiskFetches, Item
-from vitcache.adapters.vllm.disk_settings import FETCH_TIMEOUT_S
+from vitcache.adapters.vllm import tier_settings
 from vitcache.adapters.vllm.orders import ItemKey
+from vitcache.adapters.vllm.tier_fetches import Item, TierFetches
+from vitcache.adapters.vllm.tier_settings import FETCH_TIMEOUT_S
 from vitcache.tiers.disk_tier import DiskTier
 
 Make = Callable[..., Scheduled]
@@ -48,7 +48,7 @@ def make(pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
         case = Case("scheduled", mode="vitcache", model_runner=model_runner, connector=disk, **sizes)
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(model_runner - 1))
         # A disk that answers is never late, also on a busy machine.
-        monkeypatch.setattr(disk_settings, "FETCH_TIMEOUT_S", WAIT_S if answers else FETCH_TIMEOUT_S)
+        monkeypatch.setattr(tier_settings, "FETCH_TIMEOUT_S", WAIT_S if answers else FETCH_TIMEOUT_S)
         made.append(Scheduled(pool.model("qwen3"), case, **options))
         if answers:
             answer_at_once(made[-1])
@@ -59,8 +59,8 @@ def make(pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
         scheduled.close()
 
 
-def fetches_of(scheduled: Scheduled) -> DiskFetches:
-    fetches: DiskFetches | None = scheduled.scheduler.ec_connector._inventory.disk
+def fetches_of(scheduled: Scheduled) -> TierFetches:
+    fetches: TierFetches | None = scheduled.scheduler.ec_connector._inventory.fetches
     assert fetches is not None
     return fetches
 
@@ -108,7 +108,7 @@ def test_later_engine_encodes_none_of_the_items_that_were_needed_three_times(
     assert [ask(second, name) for name in names] == [0] * 6
     assert ask(second, "once") == 1
     assert ask(second, *names[:3], "new") == 1
-    assert second.connector._store.disk_stats().hits == 6
+    assert second.connector._store.tier_stats().hits == 6
 
 
 def test_names_of_weights_and_tenants_share_nothing(make: Make) -> None:
@@ -170,7 +170,7 @@ def test_hanging_disk_delays_a_request_by_the_deadline_and_later_ones_not_at_all
         assert store.begin_fetch(Item(ItemKey("", "c"), NUM_ROWS, 512, 3)).wait() == [
             False
         ]  # until it is late
-        assert (store.disk_stats().openings, store.disk_stats().is_open) == (1, True)
+        assert (store.tier_stats().openings, store.tier_stats().is_open) == (1, True)
         before = now
         assert ask(second, "b") == 1
         assert now - before < 0.05
@@ -195,4 +195,4 @@ def test_random_requests_over_a_disk_get_the_right_rows_and_finish(make: Make, l
                 scheduled.abort(chance.choice(list(scheduled.scheduler.requests)))
         scheduled.run()
         assert not scheduled.scheduler.requests
-        assert not run or scheduled.connector._store.disk_stats().hits > 5
+        assert not run or scheduled.connector._store.tier_stats().hits > 5

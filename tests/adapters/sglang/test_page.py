@@ -15,7 +15,7 @@ import torch
 from sglang_page import count_table, reason_table, size_table
 from vllm_page import ITEMSIZE, MODELS, SIZES
 
-from vitcache.adapters.sglang import model_cache, model_disk, model_memory, start_up
+from vitcache.adapters.sglang import model_cache, model_memory, model_tiers, start_up
 from vitcache.adapters.sglang.model_cache import FETCH_TIMEOUT_S
 from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES
 from vitcache.adapters.sglang.options import VARIABLE, Options
@@ -64,7 +64,8 @@ def test_table_of_options_has_every_option_and_its_default() -> None:
         f"{RING_BYTES >> 20} MiB",
     )
     assert (Options().disk, Options().disk_bytes, Options().weights_name) == (None, 0, None)
-    assert [defaults["disk"], defaults["disk_bytes"]] == ["none", "none"]
+    assert [defaults["disk"], defaults["disk_bytes"], defaults["mooncake"]] == ["none"] * 3
+    assert (Options().mooncake, defaults["mooncake_worth"]) == (None, str(Options().mooncake_worth))
     assert f"at most {FETCH_TIMEOUT_S} s" in PAGE
     assert defaults["trust_engine_hash"] == str(Options().trust_engine_hash).lower()
 
@@ -124,7 +125,7 @@ def test_printed_log_lines_are_those_of_a_start(
     start_up.check_start_up()
     shape = model_cache.StepShape(4096, 3, torch.bfloat16, torch.device("cpu"))
     model_memory.make_memory(Qwen3VLForConditionalGeneration(), shape, 1 << 20, Options()).close()
-    model_disk.log_name(Options(disk="/var/cache/vitcache", weights_name="qwen3-vl-8b of May"))
+    model_tiers.log_name(Options(disk="/var/cache/vitcache", weights_name="qwen3-vl-8b of May"))
     printed = re.findall(r"^    (vitcache .*)$", PAGE, re.M)
     assert [record.levelname for record in caplog.records] == ["INFO"] * 3
     sizes = r"\b\d+ MiB|pages of \d+|cuda:0|cpu"  # those of the page are an example

@@ -32,7 +32,7 @@ class Engine:
         self._count_encodes(case)
         if "hung" not in case.steps:
             # Requests wait for a disk as long as it takes, also on a busy machine.
-            importlib.import_module("vitcache.adapters.vllm.disk_settings").FETCH_TIMEOUT_S = 60.0
+            importlib.import_module("vitcache.adapters.vllm.tier_settings").FETCH_TIMEOUT_S = 60.0
         self.steps = PlannedSteps()
         self.steps.watch()
         begin = time.monotonic()
