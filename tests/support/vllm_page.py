@@ -127,7 +127,10 @@ def metric_table() -> list[str]:
         labels = families.setdefault(counter.family, {})
         labels |= dict.fromkeys(f'`{name}="{value}"`' for name, value in counter.labels)
     texts = {counter.family: counter.text for counter in COUNTERS.values()}
-    for family, labels in families.items():
+    for family, found in families.items():
+        # The values of one name are together, those of the first name first.
+        names = [label.partition("=")[0] for label in found]
+        labels = sorted(found, key=lambda label: names.index(label.partition("=")[0]))
         lines.append(f"| `vllm:vitcache_{family}_total` | {', '.join(labels)} | {texts[family]} |")
     return [line.replace("|  |", "| |") for line in lines]
 

@@ -77,6 +77,7 @@ def test_printed_options_are_accepted_and_change_a_default() -> None:
     assert [Options.from_json(value) for value in values] == [
         Options(host_bytes=16 << 30),
         Options(host_bytes=16 << 30, disk=disk, disk_bytes=200 << 30, weights_name=name),
+        Options(host_bytes=16 << 30, mooncake="10.0.0.7:50051", weights_name=name),
     ]
     assert PAGE.count(disk) == 3  # in the command of the options, in the line of the log, in that which wipes
     parts = re.findall(r"`(\"\w+\":[^`]+)`", PAGE)
@@ -134,7 +135,8 @@ def test_printed_log_lines_are_those_of_a_start(
 
 
 def test_every_message_of_the_page_is_a_message_of_the_code() -> None:
-    shared = [ROOT / "vitcache" / name for name in ("arguments.py", "pages/pool.py", "adapters/agreement.py")]
+    names = ("arguments.py", "pages/pool.py", "adapters/agreement.py", "adapters/mooncake_options.py")
+    shared = [ROOT / "vitcache" / name for name in names]
     paths = [*(ROOT / "vitcache/adapters/sglang").glob("*.py"), *shared]
     sources = [re.sub(r'"\s*f?"', "", path.read_text()) for path in paths]
     fragments = [cells[0].strip("`") for cells in rows_below("Trouble")]

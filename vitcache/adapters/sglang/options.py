@@ -52,7 +52,7 @@ class Options:
         Most bytes of the folder.
     mooncake
         The address of the master of a Mooncake store, a tier that servers on many machines share. With
-        `disk`, it is the tier below the disk. None: no such tier.
+        `disk`, it is the tier below the disk. None: no store.
     mooncake_worth
         `MooncakeTier.worth`: rows are fetched from the store, and stored there, only if the transfer takes at
         most this part of the encode time. None: always.
@@ -101,8 +101,8 @@ class Options:
         ------
         ValueError
             If `text` is not JSON, an option or a policy is unknown, an option has two values, a number is too
-            small or too large, a name is empty or no text, an address is none, or an option is given without
-            one that it needs.
+            small or too large, a name is empty or no text, `mooncake` is not an address, or an option is given
+            without one that it needs.
         TypeError
             If `text` is not a JSON object, or an option has the wrong type.
         """

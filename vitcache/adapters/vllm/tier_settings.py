@@ -99,7 +99,7 @@ def read_tiers(options: Mapping[str, Any], vllm_config: Any) -> TierSettings | N
     Raises
     ------
     ValueError
-        If an option that another one needs is missing, a text is empty, `mooncake` is no address,
+        If an option that another one needs is missing, a text is empty, `mooncake` is not an address,
         `mooncake_worth` is not positive, the host tier is missing, scheduler and only worker are not in one
         process, or vLLM names items by requests.
     TypeError
