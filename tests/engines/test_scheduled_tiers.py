@@ -1,4 +1,4 @@
-"""vLLM's own scheduler over a disk or a store: a later engine encodes nothing that they have; waits are bounded.
+"""vLLM's own scheduler over a disk or a store: later engines encode nothing that it has; waits are bounded.
 
 Every step checks the rows that it needs, as in test_scheduled.py.
 """
@@ -32,7 +32,7 @@ runners = pytest.mark.parametrize("model_runner", [1, 2], ids=["V1", "V2"])
 
 @pytest.fixture
 def make(pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Make]:
-    """Makes a scheduler and its worker over the disk of the test, or over a store; the one before is closed."""
+    """Makes a scheduler and its worker over the disk of the test, or a store; the one before is closed."""
     made: list[Scheduled] = []
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
@@ -197,7 +197,7 @@ def test_another_engine_encodes_none_of_the_items_that_a_store_has(make: Make) -
         second = make(master=cluster.address, device_pages=24)
         assert [ask(second, name) for name in names] == [0, 0, 0]
         assert ask(second, "new") == 1
-        third = make(master=cluster.address, weights_name="others", device_pages=24)
+        third = make(master=cluster.address, weights_name="second", device_pages=24)
         assert ask(third, "a") == 1
         third.close()
 

@@ -21,8 +21,8 @@ class Case:
     """One engine: its plug-ins and requests.
 
     `steps` are functions of `child`, called in order. `environment` adds variables, and `options` replaces
-    options of `Engine`. `tiers`: the options of a plug-in with a tier below the host tier. The program gives a
-    disk its folder, and a store its address.
+    options of `Engine`. `tiers`: the options of a plug-in with a tier below the host tier. The program gives
+    a disk its folder, and a store its address.
     """
 
     name: str

@@ -101,8 +101,8 @@ class Options:
         ------
         ValueError
             If `text` is not JSON, an option or a policy is unknown, an option has two values, a number is too
-            small or too large, a name is empty or no text, `mooncake` is not an address, or an option is given
-            without one that it needs.
+            small or too large, a name is empty or no text, `mooncake` is not an address, or an option is
+            given without one that it needs.
         TypeError
             If `text` is not a JSON object, or an option has the wrong type.
         """
