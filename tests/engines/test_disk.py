@@ -47,7 +47,7 @@ def test_later_engine_encodes_no_stored_image_and_gives_the_same_tokens(
     assert encodes(later["again"]) == [0, 0, 0]
     assert tokens(later["again"]) == tokens(first["answers"][:3])
     assert later["counters"]["vllm:vitcache_hits tier=lower"] == 4
-    assert later["counters"]["vllm:vitcache_tier_fetches result=hit tier=disk"] == 4
+    assert later["counters"]["vllm:vitcache_tier_fetches tier=disk result=hit"] == 4
 
 
 @FULL
@@ -71,4 +71,4 @@ def test_engine_over_a_hanging_disk_encodes_and_gives_the_same_tokens(
     counters = hung["counters"]
     assert counters["vllm:vitcache_tier_openings tier=disk"] == 1
     assert counters["vllm:vitcache_tier_waits"] == 1  # the later requests ask a disk that is off
-    assert counters["vllm:vitcache_tier_fetches result=refused tier=disk"] == 3
+    assert counters["vllm:vitcache_tier_fetches tier=disk result=refused"] == 3

@@ -38,7 +38,7 @@ def test_second_engine_encodes_nothing_and_gives_the_same_tokens(
     assert column(second["again"], "encodes") == [0, 0, 0]
     assert column(second["again"], "tokens") == column(encoded["answers"], "tokens")[:3]
     assert second["counters"]["vllm:vitcache_hits tier=lower"] == 4
-    assert second["counters"]["vllm:vitcache_tier_fetches result=hit tier=mooncake"] == 4
+    assert second["counters"]["vllm:vitcache_tier_fetches tier=mooncake result=hit"] == 4
 
 
 @RUNNERS

@@ -131,7 +131,7 @@ def disks(name: str, **changes: Any) -> list[Case]:
 
 def stores(name: str, **changes: Any) -> list[Case]:
     """Engines over one store, to be run in this order, one after the other. The last one has no master."""
-    options = {"mooncake": STORE, "mooncake_worth": None, "weights_name": "weights"}
+    options = {"mooncake": STORE, "mooncake_worth": None, "weights_name": name}
     cases = [
         Case(f"{name}-first", steps=("recurring",), connector=options),
         Case(f"{name}-second", steps=("again",), connector=options),

@@ -41,7 +41,9 @@ def make_tiers(options: Options) -> Sequence[Tier]:
         disk.close()
         tiers.append(disk)
     if options.mooncake is not None:
-        tiers.append(MooncakeTier(options.mooncake, worth=options.mooncake_worth))
+        # Ranks have equal rows at about the same time: one of them sends these, and the other ones skip them.
+        has_ranks = parallel_value("tp_size", 1) > 1
+        tiers.append(MooncakeTier(options.mooncake, single_flight=has_ranks, worth=options.mooncake_worth))
     return tiers
 
 
