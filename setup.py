@@ -54,11 +54,12 @@ REQUIREMENTS = [at_least("torch"), "numpy", "blake3"]
 EXTRAS = {
     "transformers": [in_range("transformers")],
     "metrics": list(OPTIONAL["metrics"]),
+    "mooncake": ["mooncake-transfer-engine-non-cuda==0.3.13.post1", "xxhash"],
     "vllm": ["vllm==0.33.0"],
     "sglang": ["sglang==0.5.23"],
     "demo": [in_range("transformers"), *OPTIONAL["demo"]],
     "dev": [
-        "vitcache[transformers,metrics,demo]",
+        "vitcache[transformers,metrics,mooncake,demo]",
         *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "triton"),
         *("ruff", "mypy", "pyright[nodejs]", "pybind11-stubgen", "clang-format"),
     ],

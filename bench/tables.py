@@ -4,7 +4,7 @@ A table is the text between the lines ``<!-- table: BENCH METRIC -->`` and ``<!-
 case and a column per contender of the newest result file of the bench with this metric. A cell contains the
 value and, in parentheses, its ratio. Without such a result the text says so.
 
-Two more tables have one word between ``<!-- table:`` and ``-->``: ``memory`` is made of
+Three more tables have one word between ``<!-- table:`` and ``-->``: ``memory`` and ``worth`` are made of
 ``bench/results/memory.json``, which ``vitcache memory --json > bench/results/memory.json`` writes, and
 ``demo`` of ``docs/images/chat.json``, which ``vitcache demo --repeats 9 --plot docs/images/chat.png --json
 docs/images/chat.json`` writes.
@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vitcache.bench import worth_table
 from vitcache.bench.harness.record import RESULTS, ROOT, read_rows
 from vitcache.demo.chat_table import markdown
 from vitcache.terminal.result_file import replace_file
@@ -44,14 +45,16 @@ def lines_of(words: str, results: Path) -> list[str]:
     Raises
     ------
     ValueError
-        If `words` are not ``memory``, ``demo`` or a bench and a metric.
+        If `words` are not ``memory``, ``worth``, ``demo`` or a bench and a metric.
     """
     if words == "memory":
         return render_memory(results / MEMORY_FILE)
+    if words == "worth":
+        return worth_table.lines(results / MEMORY_FILE)
     if words == "demo":
         return markdown(json.loads(DEMO_FILE.read_text()))
     if len(words.split()) != 2:
-        raise ValueError(f"expected a table 'memory', 'demo' or 'BENCH METRIC', got {words!r}")
+        raise ValueError(f"expected a table 'memory', 'worth', 'demo' or 'BENCH METRIC', got {words!r}")
     bench, metric = words.split()
     rows = newest(bench, metric, results)
     return render(rows) if rows else [f"No result `{metric}` of the bench `{bench}` exists yet."]

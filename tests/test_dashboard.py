@@ -50,8 +50,11 @@ def scrape() -> dict[str, set[str]]:
         from vitcache.adapters.vllm.metrics import VitCachePromMetrics
 
         VitCachePromMetrics(None, {}, VLLM_LABELS, {0: ["a model", "0"]})
-        with make_cache(1, 1, tiers=[MemoryTier(1 << 10)]) as cache:
+        tier = MemoryTier(1 << 10)
+        tier.worth = 0.5
+        with make_cache(1, 1, tiers=[tier]) as cache:
             assert cache.flush()
+            cache.encode_times.note(1, 4, 1.0)
             PromMetrics.registry.register(CacheCollector(cache))
             text = prometheus_client.generate_latest(PromMetrics.registry).decode()
         del sys.modules["vitcache.adapters.vllm.metrics"]

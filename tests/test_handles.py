@@ -27,6 +27,7 @@ from vitcache import (
     Items,
     KeyAliases,
     KeyThreads,
+    MooncakeTier,
     PinnedRing,
     PlacementTable,
     Reservation,
@@ -52,7 +53,16 @@ ENDINGS = {"release", "close", "detach", "cancel", "commit", "synchronize", "res
 NAMES = (
     *("Attachment", "CacheCollector", "ChunkedPrefill", "Claim", "Conversation", "DiskTier", "Fetch"),
     "EmbeddingCache",
-    *("KeyAliases", "KeyThreads", "Lease", "PinnedRing", "PlacementTable", "Prefetch", "Reservation"),
+    *(
+        "KeyAliases",
+        "KeyThreads",
+        "Lease",
+        "MooncakeTier",
+        "PinnedRing",
+        "PlacementTable",
+        "Prefetch",
+        "Reservation",
+    ),
     *("Shadow", "Ticket", "VisionPipeline"),
 )
 
@@ -82,7 +92,7 @@ def handles() -> Iterator[dict[str, Any]]:
                 stack.enter_context(KeyThreads(1)),
                 stack.enter_context(attach(model)),
                 *(KeyAliases(), PlacementTable(4, device="cpu"), Shadow(10, print), CacheCollector(cache)),
-                DiskTier("folder", "1MiB"),
+                *(DiskTier("folder", "1MiB"), MooncakeTier("127.0.0.1:50051")),
                 cache.begin_fetch(KEYS[:1], 1),
             )
         }

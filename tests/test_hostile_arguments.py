@@ -53,8 +53,8 @@ RECORDS = {"Alias", "AttachStats", "CacheStats", "CudaError", "EmbedResult", "It
 RECORDS |= {"PrefillResult", "RingStats", "TierHits", "TierStats"}
 # Methods and an argument that docs/calls.md does not have: vitcache uses them.
 INTERNAL = {"PlacementTable.bind", "PlacementTable.bind_tokens", "PlacementTable.level_address"}
-INTERNAL |= {f"DiskTier.{name}" for name in ("exists", "fetch", "store", "claim", "erase", "generation")}
-INTERNAL |= {"DiskTier.revoke"}
+OF_TIERS = ("register", "exists", "fetch", "store", "claim", "erase", "generation", "revoke")
+INTERNAL |= {f"{tier}.{name}" for tier in ("DiskTier", "MooncakeTier") for name in OF_TIERS}
 INTERNAL |= {"Claim.wait: call", "Reservation.write_checked", "Shadow.choose", "Shadow.check"}
 SECONDS, MEMORY = 30, 4 << 30
 

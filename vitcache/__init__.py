@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # the names of `_NAMES` and `_SUBMODULES`, for type checkers
     from vitcache.ring.pinned_ring import RingStats as RingStats
     from vitcache.ring.ticket import Ticket as Ticket
     from vitcache.tiers.disk_tier import DiskTier as DiskTier
+    from vitcache.tiers.mooncake_tier import MooncakeTier as MooncakeTier
     from vitcache.tiers.write_back import WriteBack as WriteBack
 
 # Maps each defining module to its public names.
@@ -106,6 +107,7 @@ _NAMES = {
     "vitcache.ring.ticket": ("Ticket",),
     "vitcache.tiers.write_back": ("WriteBack",),
     "vitcache.tiers.disk_tier": ("DiskTier",),
+    "vitcache.tiers.mooncake_tier": ("MooncakeTier",),
 }
 _SUBMODULES = ("metrics", "tracing")
 __all__ = sorted(["__version__", *(name for names in _NAMES.values() for name in names)])

@@ -135,6 +135,23 @@ def to_ms(name: str, value: Any) -> float:
     return _to_float(name, value, "a number", sys.float_info.max, "finite and at least 0")
 
 
+def to_factor(name: str, value: Any) -> float:
+    """Return a factor as a float.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not a real number, or if it is a bool.
+    ValueError
+        If `value` is not above 0, or is infinite, NaN or more than a float can hold.
+    """
+    form = "finite and above 0"
+    factor = _to_float(name, value, "a number", sys.float_info.max, form)
+    if not factor:
+        raise ValueError(f"{name} is {shown(factor)}, it must be {form}")
+    return factor
+
+
 def to_timeout(name: str, value: Any) -> float | None:
     """Return the limit of a wait in seconds as a float; None stands for no limit.
 

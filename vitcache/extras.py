@@ -11,6 +11,7 @@ EXTRAS = {
     "transformers": ("transformers",),
     "demo": ("rich", "matplotlib", "scikit-image", "scikit-learn", "pillow"),
     "metrics": ("prometheus-client",),
+    "mooncake": ("mooncake-transfer-engine-non-cuda", "xxhash"),
     "vllm": ("vllm",),
     "sglang": ("sglang",),
 }
@@ -20,6 +21,7 @@ _PACKAGES = {
     "sklearn": "scikit-learn",
     "PIL": "pillow",
     "prometheus_client": "prometheus-client",
+    "mooncake": "mooncake-transfer-engine-non-cuda",
 }
 
 

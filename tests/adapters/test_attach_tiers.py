@@ -415,3 +415,13 @@ def test_a_new_process_finds_the_rows_on_the_disk(tmp_path: Path) -> None:
         found.append(done.stdout.split())
     assert [int(encoded) for encoded, _ in found] == [2, 1]
     assert found[0][1] == found[1][1]
+
+
+def test_attach_measures_its_encodes_only_for_a_tier_with_a_worth() -> None:
+    for worth in (None, 0.5):
+        tier, model = PlantedTier(), FAMILY.model()
+        tier.worth = worth
+        with open_cache(model, tier) as cache, attach(model, cache) as attachment:
+            run(model, attachment, FAMILY.prompt(model, 0, 1, 2))
+            widths = [] if worth is None else [cache.row_width]
+            assert list(cache.stats().encode_ms_per_row) == widths

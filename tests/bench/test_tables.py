@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from vitcache.bench import tables
+from vitcache.bench import tables, worth_table
 from vitcache.bench.harness.record import FIELDS
+from vitcache.tiers.encode_times import EncodeTimes
+from vitcache.tiers.worth import WorthRule
 
 ROOT = Path(__file__).parents[2]
 TEXT = "before\n<!-- table: pages encodes -->\nold\n<!-- end -->\nafter\n"
@@ -101,6 +104,26 @@ def test_fill_without_a_memory_file_says_that_no_file_exists(tmp_path: Path) -> 
     filled = tables.fill(MEMORY_TEXT, tmp_path)
     assert "No result file memory.json exists yet." in filled
     assert "old" not in filled
+
+
+def test_fill_writes_the_least_encode_time_of_each_model_and_network(tmp_path: Path) -> None:
+    images = [{"image": "1280x720", "rows": 880}, {"image": "1920x1080", "rows": 2040}]
+    models = [
+        {"model": name, "row_width": width, "images": images}
+        for name, width in (("Qwen3-VL-8B", 16384), ("M", 8750))
+    ]
+    (tmp_path / "memory.json").write_text(json.dumps({"models": models}))
+    lines = tables.fill("<!-- table: worth -->\n<!-- end -->\n", tmp_path).splitlines()
+    assert lines[4:7] == [
+        "| Qwen3-VL-8B | 880 | 28.8 | 27 | **65.9** | 26.4 | 6.6 | 3.3 |",
+        "| Qwen3-VL-8B, no deepstack | 880 | 7.2 | 27 | 16.5 | 6.6 | 1.6 | 0.8 |",
+        "| M | 880 | 15.4 |  | 35.2 | 14.1 | 3.5 | 1.8 |",
+    ]
+    # The bytes in the time of the rule, at the bandwidth of the table: exactly the part of the encode time.
+    rule = WorthRule(worth_table.WORTH, 2, EncodeTimes(27.0 / 880, torch.device("cpu")), lambda: 0.0)
+    rule.note_fetch(10**9, 10**9 / (worth_table.SHARE * 25e9 / 8))
+    assert rule.may_fetch(880, 16384)  # 26.4 of 27 ms
+    assert not rule.may_fetch(880, 17000)
 
 
 PAGES = ["README.md", "docs/benchmarks.md", "docs/changes.md", "docs/sizing.md", "docs/tiers.md"]

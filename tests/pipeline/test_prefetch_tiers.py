@@ -228,3 +228,12 @@ def test_fetch_of_a_closed_cache_or_pipeline_raises(has_tiers: bool) -> None:
     pipeline.close()
     with pytest.raises(RuntimeError, match="the pipeline was closed"):
         pipeline.fetch([])
+
+
+def test_pipeline_measures_its_encodes_only_for_a_tier_with_a_worth() -> None:
+    for worth, widths in ((None, []), (0.5, [4])):
+        tier = PlantedTier()
+        tier.worth = worth
+        with open_cache(tier) as cache, VisionPipeline(Tower(), cache, namespace=NAMESPACE) as pipeline:
+            assert embed(pipeline, [Chunk(make_items(), 0, 8)], 8) == []
+            assert list(cache.stats().encode_ms_per_row) == widths

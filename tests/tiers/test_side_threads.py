@@ -31,7 +31,7 @@ def side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """Side threads, which cannot be started in the second case."""
     if request.param == "no thread":
         monkeypatch.setattr(WorkerThreads, "_start_threads", lambda self: False)
-    made = SideThreads()
+    made = SideThreads("vitcache-test", 4)
     yield made
     made.close()
 
@@ -64,7 +64,7 @@ def test_error_of_the_caller_is_raised_after_the_callable_beside_it(side: SideTh
 
 
 def test_five_callables_run_at_once() -> None:
-    side, barrier = SideThreads(), Barrier(5)
+    side, barrier = SideThreads("vitcache-test", 4), Barrier(5)
 
     def meet() -> None:
         barrier.wait(60)  # returns when five have been called
@@ -109,14 +109,14 @@ def make_late(side: SideThreads, interrupts: int = 0) -> list[LateJob]:
 
 @pytest.mark.parametrize(("count", "threads"), [(1, 0), (2, 1), (3, 1), (4, 2), (8, 4), (50, 4)])
 def test_each_side_thread_has_two_callables(count: int, threads: int) -> None:
-    side = SideThreads()
+    side = SideThreads("vitcache-test", 4)
     made = make_late(side)
     side.share([lambda: None] * count)
     assert len(made) == threads
 
 
 def test_callable_that_fails_stops_the_rest_and_the_side_threads_are_waited_for() -> None:
-    side, done = SideThreads(), list[int]()
+    side, done = SideThreads("vitcache-test", 4), list[int]()
     made = make_late(side)
     with pytest.raises(OSError, match="planted"):
         side.share([partial(done.append, 0), fail, *[partial(done.append, 2)] * 4])
@@ -125,7 +125,7 @@ def test_callable_that_fails_stops_the_rest_and_the_side_threads_are_waited_for(
 
 
 def test_interrupts_of_the_wait_do_not_end_it() -> None:
-    side, done = SideThreads(), list[int]()
+    side, done = SideThreads("vitcache-test", 4), list[int]()
     make_late(side, interrupts=3)
     with pytest.raises(KeyboardInterrupt):
         side.run_both(partial(done.append, 1), partial(done.append, 0))
@@ -135,7 +135,7 @@ def test_interrupts_of_the_wait_do_not_end_it() -> None:
 def test_interrupt_at_any_line_leaves_no_callable_that_runs() -> None:
     line, is_interrupted = 1, True
     while is_interrupted:
-        side, has_begun, done = SideThreads(), Event(), list[int]()
+        side, has_begun, done = SideThreads("vitcache-test", 4), Event(), list[int]()
 
         def run(has_begun: Event = has_begun, done: list[int] = done) -> None:
             has_begun.set()

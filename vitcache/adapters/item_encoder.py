@@ -99,7 +99,7 @@ class ItemEncoder:
                 for next_item in missing[number + 1 : number + 2]:
                     with suppress(Exception):  # the next iteration starts the item again, and raises
                         self._start(next_item, may_wait=False)
-                rows = self._rows_of(self._encode(item, options), item)
+                rows = self._encode_rows(item, options)
                 if rows.shape[1] != form.width or rows.dtype != form.dtype:
                     self._refuse(rows, form.width)
                 session.count(encoded=1)
@@ -184,6 +184,18 @@ class ItemEncoder:
             if may_wait or item.has_free_bytes(mover):
                 item.start(mover)
                 self._session.count(pixel_bytes_moved=item.call.pixels.nbytes)
+
+    def _encode_rows(self, item: CallItem, options: dict[str, Any]) -> Tensor:
+        """Encode one item, and note the time for the tiers of the cache if they need it."""
+        cache = self._session.cache
+        times = cache.encode_times
+        if times is None or self.device() != cache.device:
+            return self._rows_of(self._encode(item, options), item)
+        start = times.start()
+        output = self._encode(item, options)
+        rows = self._rows_of(output, item)
+        times.stop(start, *rows.shape)
+        return rows
 
     @traced("encode")
     def _encode(self, item: CallItem, options: dict[str, Any]) -> Any:

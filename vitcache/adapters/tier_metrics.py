@@ -36,19 +36,24 @@ _COUNTERS = {
     "failures": "Calls of a tier that failed.",
     "openings": "How many times the breaker of a tier has opened.",
     "erased": "Entries that were erased in a tier.",
+    "not_worth": "Entries that were not fetched or stored, because the transfer takes too long.",
     "fetched_bytes": "Bytes of the rows that were fetched from a tier.",
     "stored_bytes": "Bytes of the rows that were stored in a tier.",
+    "fetch_seconds": "Seconds of the calls that fetched these bytes.",
 }
 _GAUGES = {
     "is_open": "Whether the breaker of a tier is open: the tier is not asked.",
     "quarantined_bytes": "Bytes of rows whose memory a tier may still use after a failure.",
     "capacity_bytes": "Most bytes that a tier keeps.",
+    "bytes_per_second": "The bandwidth of a tier, as its last fetches show it.",
+    "latency_seconds": "The time of a fetch from a tier beside that of its bytes.",
 }
+_ENCODE = "The measured encode time of a row, by the elements of the row."
 _OWN = "The own counts of a tier, by name."
 
 
 def tier_families(stats: Mapping[str, CacheStats]) -> Iterator[TierFamily]:
-    """Yield the families of the tiers of all caches, whose stats are given by name."""
+    """Yield the families of the tiers of all caches, and of their encode times. `stats` are by name."""
     tiers: list[tuple[str, TierStats]] = [(name, tier) for name, each in stats.items() for tier in each.tiers]
     for name, (text, outcomes) in _OUTCOMES.items():
         values = {
@@ -61,5 +66,11 @@ def tier_families(stats: Mapping[str, CacheStats]) -> Iterator[TierFamily]:
         for name, text in texts.items():
             numbers = {(cache, tier.name): float(getattr(tier, name)) for cache, tier in tiers}
             yield TierFamily(kind, f"tier_{name}", text, ("tier",), numbers)
+    times = {
+        (cache, str(width)): ms / 1e3
+        for cache, each in stats.items()
+        for width, ms in each.encode_ms_per_row.items()
+    }
+    yield TierFamily("Gauge", "row_encode_seconds", _ENCODE, ("row_width",), times)
     own = {(cache, tier.name, count): value for cache, tier in tiers for count, value in tier.own.items()}
     yield TierFamily("Gauge", "tier_own", _OWN, ("tier", "count"), own)

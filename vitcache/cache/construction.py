@@ -50,6 +50,7 @@ def construct(
         device,
         python_policies,
         Checksums(timeline) if has_checksums and "host" in num_pages else None,
+        [pool.rows for pool in pools if pool.rows.device.type == "cpu"],
     )
 
 

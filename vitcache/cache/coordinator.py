@@ -39,6 +39,8 @@ class CacheCoordinator:
         Whether rows in the host tier have checksums.
     refusals
         Logs the rows that the ledger refused.
+    host_memory
+        The rows of all pages in host memory, one tensor per tier.
     offers
         Takes the entries that are worth a copy in the tiers below; None: the cache has none.
 
@@ -56,6 +58,7 @@ class CacheCoordinator:
         device: torch.device,
         policies: PythonPolicies | None,
         checksums: Checksums | None,
+        host_memory: list[torch.Tensor],
     ) -> None:
         self.ledger = ledger
         self.timeline = timeline
@@ -65,6 +68,7 @@ class CacheCoordinator:
         self._host_copies = HostCopies(timeline, checksums)
         self.has_checksums = checksums is not None
         self.refusals = RefusalLog()
+        self.host_memory = host_memory
         self.offers: Offers | None = None
         self._drain_lock = new_lock()
         # After a failure, copies may still be queued on this stream.

@@ -45,6 +45,7 @@ from vitcache.tiers.write_back import WriteBack
 
 if TYPE_CHECKING:
     from vitcache.cache.lower_tiers import LowerTiers
+    from vitcache.tiers.encode_times import EncodeTimes
 
 __all__ = ["CacheStats", "EmbeddingCache"]
 
@@ -110,6 +111,9 @@ class EmbeddingCache:
         The arguments. `device` has an index if it is a CUDA device.
     has_host_tier, has_lower_tiers
         Whether the cache has a host tier, and whether it has tiers below it (`tiers`).
+    encode_times
+        `vitcache.tiers.encode_times.EncodeTimes`: receives measured encode times. None if no tier has a
+        `worth`: nothing needs them.
     device_pages, host_pages
         Number of pages of each tier. `host_pages` is 0 without a host tier.
 
@@ -118,7 +122,8 @@ class EmbeddingCache:
     ValueError
         If a number is too small or too large, `device_bytes` or `host_bytes` is less than one page, `device`
         is not the CPU or a CUDA device, or `policy` is unknown. If there are `tiers` and no host tier, two
-        tiers have one name, `weights_name` is empty, or `fetch_timeout_s` is negative or not finite.
+        tiers have one name, the `worth` of a tier is not above 0, `weights_name` is empty, or
+        `fetch_timeout_s` is negative or not finite.
     TypeError
         If a number is not an int, a size in bytes is neither an int nor a str, or `dtype` is not float32,
         float16 or bfloat16, or `checksum` is not a bool. A bool is not an int. If `tiers` is not a list or
@@ -222,12 +227,14 @@ class EmbeddingCache:
         self._device_tier = self._coordinator.tiers[0]
         self._write_back_ms = write_back.encode_ms if lower else float("inf")
         self._lower: LowerTiers | None = None
+        self.encode_times: EncodeTimes | None = None
         if lower:
             from vitcache.cache.lower_tiers import LowerTiers  # a cache without tiers does not load it
 
             self._lower = LowerTiers(
                 lower, self._coordinator, self.device, dtype, weights_name, write_back, fetch_timeout_s
             )
+            self.encode_times = self._lower.encode_times
 
     def put(
         self,
@@ -254,8 +261,8 @@ class EmbeddingCache:
             rows are outdated and are rejected. None: the current epoch. `Claim.put` passes the epoch of the
             claim.
         encode_ms
-            Encode time in milliseconds that a hit saves, for the policy ``"cost"`` and for `CacheStats`.
-            None: an estimate, proportional to the number of rows.
+            Encode time in milliseconds that a hit saves, for the policy ``"cost"``, for `CacheStats`, and for
+            tiers that have a `worth`. None: an estimate, proportional to the number of rows.
         tier
             ``"device"``; ``"host"``: only in the host tier, so that no device entry is evicted; or
             ``"both"``: in the device tier with a host copy, so that a later demotion needs no copy. If one of
@@ -412,6 +419,8 @@ class EmbeddingCache:
         if type(tenant) is not str:
             check_tenant(tenant)
         offer = encode_ms is not None and cost >= self._write_back_ms
+        if encode_ms is not None and self.encode_times is not None:
+            self.encode_times.note(num_rows, row_width, cost)
         if contiguous:
             return self._coordinator.write_contiguous(key, num_rows, row_width, cost, epoch, tenant, offer)
         return self._coordinator.write(key, num_rows, row_width, cost, epoch, tier, tenant, offer)
@@ -1281,7 +1290,12 @@ class EmbeddingCache:
     def stats(self) -> CacheStats:
         """Return a snapshot of all counts and sizes."""
         self._coordinator.drain()
-        return make_stats(*self._ledger.stats(), () if self._lower is None else self._lower.stats())
+        lower = () if self._lower is None else self._lower.stats()
+        return make_stats(
+            *self._ledger.stats(),
+            lower,
+            {} if self.encode_times is None else self.encode_times.by_width(),
+        )
 
     def clear(self, *, weights_name: str | bytes | None = None) -> None:
         """Begin a new epoch, drop all entries and free their pages. Leased pages are freed when released.

@@ -9,12 +9,14 @@ from time import monotonic
 import torch
 
 from vitcache.arguments import to_bytes
+from vitcache.cache.call_arguments import MS_PER_ROW
 from vitcache.cache.coordinator import CacheCoordinator
 from vitcache.cache.fetch import Fetch
 from vitcache.cache.offers import Offers
 from vitcache.cache.stats import TierStats
 from vitcache.cache.tier_books import TierBooks
 from vitcache.device.locks import new_lock
+from vitcache.tiers.encode_times import EncodeTimes
 from vitcache.tiers.protocol import Tier
 from vitcache.tiers.tier_jobs import (
     Barrier,
@@ -29,6 +31,7 @@ from vitcache.tiers.tier_jobs import (
 from vitcache.tiers.tier_runner import logger
 from vitcache.tiers.tier_worker import CLOSE_S, TierWorker
 from vitcache.tiers.weights_name import CurrentWeights, Weights
+from vitcache.tiers.worth import WorthRule
 from vitcache.tiers.write_back import WriteBack
 
 # How long `advance_epoch` waits until the tiers have revoked the name of the old weights.
@@ -47,6 +50,11 @@ class LowerTiers:
         The name of the weights of the first epoch, or None for a random name.
     fetch_timeout_s
         Seconds after which a fetch is late, and after which `Fetch.wait` returns.
+
+    Attributes
+    ----------
+    encode_times
+        The measured encode times of the cache's rows; None if no tier has a `worth`.
     """
 
     def __init__(
@@ -70,11 +78,15 @@ class LowerTiers:
         self._is_closed = False
         self._changing = new_lock()  # held while the epoch and the weights change
         queue_bytes = to_bytes("queue_bytes", write_back.queue_bytes, 0)
+        encodes = EncodeTimes(MS_PER_ROW, device)
         self._workers: list[TierWorker] = []
         for tier in tiers:
             books = TierBooks(coordinator, self._current, device, dtype, write_back.from_device)
-            self._workers.append(TierWorker(tier, books, queue_bytes, clock))
+            rule = WorthRule(tier.worth, dtype.itemsize, encodes, clock)
+            self._workers.append(TierWorker(tier, books, queue_bytes, clock, rule))
         self._runners = [worker.runner for worker in self._workers]
+        has_rule = any(runner.rule.worth is not None for runner in self._runners)
+        self.encode_times = encodes if has_rule else None
         coordinator.offers = Offers(self._runners, self._current)
         self._ledger.set_write_back(write_back.hits)
 
@@ -252,12 +264,15 @@ class LowerTiers:
             TierStats(
                 name=runner.name,
                 capacity_bytes=runner.capacity_bytes,
-                **runner.counts.copy(),
+                fetch_seconds=counts.pop("fetch_us") / 1e6,
+                bytes_per_second=runner.rule.time.bytes_per_second,
+                latency_seconds=runner.rule.time.latency_s,
+                **counts,
                 is_open=runner.breaker.is_open,
                 openings=runner.breaker.openings,
                 own=runner.counts.own,
             )
-            for runner in self._runners
+            for runner, counts in ((runner, runner.counts.copy()) for runner in self._runners)
         )
 
     def close(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vitcache._native import TierUse
@@ -47,6 +48,9 @@ class TierStats:
     not_admitted
         Number of entries of the tier for which the host tier had too few pages, or which were not needed any
         more.
+    not_worth
+        Number of entries that were not fetched, or not stored, because the expected transfer takes more than
+        the part `Tier.worth` of the expected encode time.
     failures
         Number of calls of the tier that raised an exception, or left memory that the tier may still write.
     stored, store_failures, skipped_stores
@@ -56,6 +60,11 @@ class TierStats:
         Number of entries that `discard`, `forget` and `forget_tenant` erased.
     fetched_bytes, stored_bytes
         Bytes of the rows of `hits` and of `stored`.
+    fetch_seconds
+        Seconds of the calls of the tier that returned `fetched_bytes`.
+    bytes_per_second, latency_seconds
+        The bandwidth of fetches, and the time of a call beside that of its bytes, as the last fetches show
+        them. The rule of `Tier.worth` uses both. They are 0.0 before the first fetch.
     quarantined_bytes
         Bytes of rows whose memory the tier may still use after a failure, now.
     is_open
@@ -85,6 +94,7 @@ class TierStats:
     late: int
     refused: int
     not_admitted: int
+    not_worth: int
     failures: int
     stored: int
     store_failures: int
@@ -92,6 +102,9 @@ class TierStats:
     erased: int
     fetched_bytes: int
     stored_bytes: int
+    fetch_seconds: float
+    bytes_per_second: float
+    latency_seconds: float
     quarantined_bytes: int
     is_open: bool
     openings: int
@@ -138,6 +151,9 @@ class CacheStats:
         `TierHits` of each tier: ``hits``, ``hit_bytes`` and ``saved_ms``.
     tiers
         `TierStats` of each tier below the host tier, the nearest first.
+    encode_ms_per_row
+        The measured encode time of a row in milliseconds, by the width of the row. Empty unless a tier has a
+        `worth`: nothing else needs it.
     hit_rate
         Hits per look-up, between 0.0 and 1.0. Without look-ups 0.0.
 
@@ -174,6 +190,7 @@ class CacheStats:
     device: TierHits
     host: TierHits
     tiers: tuple[TierStats, ...] = ()
+    encode_ms_per_row: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     @property
     def hit_rate(self) -> float:
@@ -181,7 +198,12 @@ class CacheStats:
         return self.hits / lookups if lookups else 0.0
 
 
-def make_stats(counts: dict[str, int], tiers: list[TierUse], lower: tuple[TierStats, ...] = ()) -> CacheStats:
+def make_stats(
+    counts: dict[str, int],
+    tiers: list[TierUse],
+    lower: tuple[TierStats, ...] = (),
+    encode_ms_per_row: Mapping[int, float] = MappingProxyType({}),
+) -> CacheStats:
     """Return the counts of the native ledger in their public form. `tiers`: device tier, then host tier.
 
     `counts` has the ledger's counts by the names of `CacheStats`, and its number of entries.
@@ -198,4 +220,5 @@ def make_stats(counts: dict[str, int], tiers: list[TierUse], lower: tuple[TierSt
         device=hits[0],
         host=hits[1] if len(hits) > 1 else TierHits(0, 0, 0.0),
         tiers=lower,
+        encode_ms_per_row=dict(encode_ms_per_row),
     )

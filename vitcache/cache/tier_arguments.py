@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vitcache.arguments import shown, to_timeout
+from vitcache.arguments import shown, to_factor, to_timeout
 from vitcache.cache.call_arguments import check_keys, check_num_rows, check_row_widths
 from vitcache.tiers.protocol import Tier
 from vitcache.tiers.write_back import WriteBack
 
 _METHODS = (
-    *("open", "exists", "fetch", "store", "claim", "erase", "generation", "revoke", "metrics", "close"),
+    *(
+        "open",
+        "register",
+        "exists",
+        "fetch",
+        "store",
+        "claim",
+        "erase",
+        "generation",
+        "revoke",
+        "metrics",
+        "close",
+    ),
 )
 
 
@@ -30,6 +42,10 @@ def check_tiers(tiers: Sequence[Tier], has_host_tier: bool) -> list[Tier]:
         name = getattr(tier, "name", None)
         if not isinstance(name, str) or not isinstance(getattr(tier, "capacity_bytes", None), int):
             raise TypeError(f"a tier of type {type(tier).__name__} has no str `name` or int `capacity_bytes`")
+        if not hasattr(tier, "worth"):
+            raise TypeError(f"a tier of type {type(tier).__name__} has no `worth`: None, or a number above 0")
+        if tier.worth is not None:
+            to_factor(f"worth of the tier {name!r}", tier.worth)
         if name in names:
             raise ValueError(
                 f"tiers contains two tiers or more with the name {name!r}, or it is a tier above"

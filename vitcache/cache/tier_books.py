@@ -46,6 +46,7 @@ class TierBooks:
         self._element_bytes = dtype.itemsize
         self._host = coordinator.tiers[1]
         self._staging: torch.Tensor | None = None
+        self._memory = [memory.view(torch.uint8).view(-1).numpy() for memory in coordinator.host_memory]
 
     def on_own_stream(self) -> AbstractContextManager[object]:
         """Return a context in which a new stream is current on CUDA."""
@@ -57,6 +58,11 @@ class TierBooks:
     def weights(self) -> Weights:
         """The weights that the cache publishes now."""
         return self._current.weights
+
+    @property
+    def memory(self) -> Sequence[np.ndarray]:
+        """The memory that all parts are in, as `Tier.register` takes it. It only ever grows."""
+        return self._memory
 
     def row_bytes(self, row_width: int) -> int:
         """Bytes of a row of `row_width` elements."""
@@ -144,6 +150,7 @@ class TierBooks:
         """Copy rows of a GPU to page-locked memory on the current stream, and wait for the copy."""
         if self._staging is None or self._staging.numel() < num_bytes:
             self._staging = allocate_pinned(num_bytes, self._device, open_cuda_runtime())
+            self._memory.append(self._staging.numpy())  # earlier ones stay: the engine may have them, too
         timeline = self._coordinator.timeline
         lease.use()
         first = 0

@@ -28,12 +28,14 @@ class Event:
     ----------
     blocking, external
         As in `torch.cuda.Event`.
+    timing
+        Whether `ms_since` may be called: `enable_timing` of `torch.cuda.Event`.
     """
 
     __slots__ = ("_event",)
 
-    def __init__(self, *, blocking: bool = False, external: bool = False) -> None:
-        self._event = torch.cuda.Event(blocking=blocking, external=external)
+    def __init__(self, *, blocking: bool = False, external: bool = False, timing: bool = False) -> None:
+        self._event = torch.cuda.Event(enable_timing=timing, blocking=blocking, external=external)
 
     def record(self, stream: torch.cuda.Stream) -> None:
         """Record the event behind all work that is queued on `stream`."""
@@ -61,6 +63,10 @@ class Event:
             self._event.synchronize()
         else:
             _runtime().synchronize(event)
+
+    def ms_since(self, start: Event) -> float:
+        """Return the milliseconds between two events with timing, which are complete."""
+        return float(start._event.elapsed_time(self._event))
 
     def _native_event(self) -> NativeEvent | None:
         """Return the event for our native module, or None if torch must be called instead.

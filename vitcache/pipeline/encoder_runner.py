@@ -224,15 +224,24 @@ class EncoderRunner:
     @traced("encode")
     def _call(self, step_items: list[StepItem]) -> list[Any]:
         features = [step_item.moved.ready() for step_item in step_items if step_item.moved is not None]
-        outputs: Any = self._encode(features, [step_item.item for step_item in step_items])
+        items = [step_item.item for step_item in step_items]
+        times = self._cache.encode_times
+        if times is None:
+            outputs: Any = self._encode(features, items)
+        else:
+            start = times.start()
+            outputs = self._encode(features, items)
+            widths = {step_item.row_width for step_item in step_items}
+            if len(widths) == 1:  # else the time cannot be divided
+                times.stop(start, sum(step_item.num_rows for step_item in step_items), widths.pop())
         counts = [step_item.num_rows for step_item in step_items]
         if isinstance(outputs, Tensor):
             if len(step_items) == 1:
                 return [outputs.detach()]
-            widths = sorted({step_item.row_width for step_item in step_items})
-            if len(widths) > 1:
+            found = sorted({step_item.row_width for step_item in step_items})
+            if len(found) > 1:
                 raise ValueError(
-                    f"encode must return one tensor per item for rows of widths {widths}, got one tensor"
+                    f"encode must return one tensor per item for rows of widths {found}, got one tensor"
                 )
             if outputs.dim() != 2 or len(outputs) != sum(counts):
                 shape, total = tuple(outputs.shape), sum(counts)

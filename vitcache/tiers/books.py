@@ -42,6 +42,10 @@ class Books(Protocol):
     def weights(self) -> Weights:
         """The weights that the cache publishes now."""
 
+    @property
+    def memory(self) -> Sequence[np.ndarray]:
+        """The memory that all parts are in, as `Tier.register` takes it. It only ever grows."""
+
     def row_bytes(self, row_width: int) -> int:
         """Bytes of a row of `row_width` elements."""
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import SupportsIndex
 
+import numpy as np
+
 from vitcache.arguments import INT64_MAX, check_bool, shown, to_bytes, to_int
 from vitcache.handles import described, refuse_copies
 from vitcache.tiers.checks import check_parts
@@ -79,6 +81,7 @@ class DiskTier:
     """
 
     name = "disk"
+    worth: float | None = None
 
     def __init__(
         self, path: str | os.PathLike[str], max_bytes: SupportsIndex | str, *, direct: bool = True
@@ -128,6 +131,10 @@ class DiskTier:
                 "disk tier %s: stores nothing, as its index cannot be opened: %s", self.path, error
             )
         self._pid = os.getpid()
+
+    def register(self, memory: np.ndarray) -> None:
+        """See `Tier.register`. All memory can be transferred."""
+        self._check_open()
 
     def exists(self, names: Sequence[EntryName]) -> list[bool]:
         """See `Tier.exists`. Looks at the sizes of the files, and reads none."""

@@ -34,6 +34,8 @@ _OPEN_FILES = 32  # that are read together
 # the last ones are short, so that all threads end together. This is guided self-scheduling (Polychronopoulos
 # and Kuck, 1987). The numbers were measured with a disk of 1.1 to 2.6 GB/s.
 _LEAST_PIECES, _MOST_PIECES, _SHARES = 3, 7, 4
+# Beside the caller's: the disk has several requests while two threads hash.
+_SIDE_THREADS = 4
 _SMALL_BYTES = 256 << 10  # fewer are hashed by the thread that writes them
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
@@ -52,7 +54,7 @@ class EntryFiles:
     def __init__(self, *, direct: bool) -> None:
         self.is_direct = direct and bool(_DIRECT)
         self._buffers = allocate_buffers(_OPEN_FILES)
-        self._side = SideThreads()
+        self._side = SideThreads("vitcache-disk", _SIDE_THREADS)
 
     def read(self, entries: int, fetches: Sequence[Transfer]) -> Iterator[tuple[int, Exception | None]]:
         """Read the rows of entries to their parts.

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vitcache.pages.reservation import Reservation
 from vitcache.tiers.books import Books
 from vitcache.tiers.protocol import EntryName, FetchOutcome, Transfer
 from vitcache.tiers.tier_counts import TierCounts
 from vitcache.tiers.tier_engine import TierEngine
 from vitcache.tiers.tier_jobs import FetchJob, Wanted, finish_all, send
+from vitcache.tiers.worth import WorthRule
 
 
-def run_fetch(job: FetchJob, engine: TierEngine, books: Books, counts: TierCounts) -> bool | None:
+def run_fetch(
+    job: FetchJob, engine: TierEngine, books: Books, counts: TierCounts, rule: WorthRule
+) -> bool | None:
     """Fetch the entries of a job, and pass those on that the tier misses.
 
     Runs on the worker's thread. Every entry is finished, or passed on, also if the tier fails.
 
     Returns whether the tier answered; None: it was not asked.
     """
-    run = _FetchRun(job, engine, books, counts)
+    run = _FetchRun(job, engine, books, counts, rule)
     left = [wanted for wanted in job.wanted if not wanted.is_void]
     finish_all([wanted for wanted in job.wanted if wanted.is_void and not wanted.is_done])
     try:
@@ -42,12 +47,15 @@ def run_fetch(job: FetchJob, engine: TierEngine, books: Books, counts: TierCount
 class _FetchRun:
     """One run of `run_fetch`. `has_failed`: whether a call of the tier failed."""
 
-    def __init__(self, job: FetchJob, engine: TierEngine, books: Books, counts: TierCounts) -> None:
+    def __init__(
+        self, job: FetchJob, engine: TierEngine, books: Books, counts: TierCounts, rule: WorthRule
+    ) -> None:
         self.has_failed = False
         self._job = job
         self._engine = engine
         self._books = books
         self._counts = counts
+        self._rule = rule
         self._must_recycle = False
         self._passed: set[Wanted] = set()
         self._names: dict[Wanted, EntryName] = {}
@@ -83,7 +91,10 @@ class _FetchRun:
         if not transfers:
             return True
         try:
+            self._engine.register(self._books.memory)
+            start = self._rule.clock()
             outcomes = self._engine.tier.fetch(transfers)
+            seconds = self._rule.clock() - start
             if len(outcomes) != len(transfers):
                 raise ValueError(f"{len(transfers)} fetches have {len(outcomes)} outcomes")
         except BaseException as error:
@@ -91,6 +102,7 @@ class _FetchRun:
             for wanted, reservation in reserved:
                 self._hold(wanted, reservation)
             return False
+        self._measure(transfers, outcomes, seconds)
         missed = []
         for (wanted, reservation), outcome in zip(reserved, outcomes, strict=True):
             if outcome is FetchOutcome.HIT:
@@ -105,6 +117,17 @@ class _FetchRun:
                 self._fail("fetch", f"an outcome is {outcome!r}: the tier may still write the rows")
         self.pass_on(missed)
         return not self._must_recycle
+
+    def _measure(
+        self, transfers: Sequence[Transfer], outcomes: Sequence[FetchOutcome], seconds: float
+    ) -> None:
+        """Note how long a call took. Entries that are neither hits nor misses may have moved bytes, too."""
+        pairs = zip(transfers, outcomes, strict=True)
+        num_bytes = sum(each.name.num_bytes for each, outcome in pairs if outcome is FetchOutcome.HIT)
+        if num_bytes:
+            self._counts.add("fetch_us", round(1e6 * seconds))
+            if all(outcome in (FetchOutcome.HIT, FetchOutcome.MISS) for outcome in outcomes):
+                self._rule.note_fetch(num_bytes, seconds)
 
     def pass_on(self, wanted: list[Wanted]) -> None:
         """Ask the next tier."""

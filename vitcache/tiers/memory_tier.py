@@ -49,6 +49,7 @@ class MemoryTier:
     """
 
     name = "memory"
+    worth: float | None = None
 
     def __init__(self, max_bytes: SupportsIndex | str) -> None:
         self.capacity_bytes = to_bytes("max_bytes", max_bytes, 1)
@@ -62,6 +63,10 @@ class MemoryTier:
         if self._is_open:
             raise RuntimeError("the memory tier is open; a MemoryTier belongs to one cache at a time")
         self._is_open = True
+
+    def register(self, memory: np.ndarray) -> None:
+        """See `Tier.register`. All memory can be transferred."""
+        self._check_open()
 
     def exists(self, names: Sequence[EntryName]) -> list[bool]:
         """See `Tier.exists`."""

@@ -72,14 +72,28 @@ class Tier(Protocol):
     name
         A short name for statistics, metrics, logs and messages, such as ``"disk"``.
     capacity_bytes
-        Most bytes that the tier keeps.
+        Most bytes that the tier keeps; 0 if it does not know it.
+    worth
+        An entry is fetched and stored only if its expected transfer takes at most this part of its encode
+        time. None: always. The cache reads it once, when it is made.
     """
 
     name: str
     capacity_bytes: int
 
+    @property
+    def worth(self) -> float | None:
+        """See the attributes."""
+
     def open(self) -> None:
         """Open the engine. May be called again after `close`."""
+
+    def register(self, memory: np.ndarray) -> None:
+        """Prepare memory for transfers, such as the pages of the host tier: a uint8 array ``(num_bytes,)``.
+
+        A cache calls it after each `open`, and before a transfer has parts in this memory. The memory stays
+        valid until `close` has returned.
+        """
 
     def exists(self, names: Sequence[EntryName]) -> list[bool]:
         """Whether the tier has the entries, probably. `fetch` may still miss them."""
@@ -108,13 +122,14 @@ class Tier(Protocol):
         """
 
     def generation(self, weights: bytes) -> int:
-        """Return how many times `revoke` was called for a name of weights, in any process, also before."""
+        """Return the generation of a name of weights, which is the same in each process until `revoke`."""
 
     def revoke(self, weights: bytes) -> int:
-        """Begin a new generation of a name of weights, in constant time, and return it.
+        """Begin a new generation of a name of weights, in constant time, and return its number.
 
-        It is durable when `revoke` returns. Entries of earlier generations are not erased, but no process
-        that asks for `generation` later looks them up.
+        No earlier generation of the name has the same number, also after a loss of data. The new one is as
+        durable as the entries when `revoke` returns. Entries of earlier generations are not erased, but no
+        process that asks for `generation` later looks them up.
         """
 
     def metrics(self) -> Mapping[str, int]:

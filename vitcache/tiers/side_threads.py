@@ -7,19 +7,24 @@ from concurrent.futures import Future
 
 from vitcache.device.worker_threads import WorkerThreads
 
-# Beside the caller's: the disk has several requests while two threads hash.
-_NUM_THREADS = 4
-
 
 class SideThreads:
-    """Up to four threads beside the thread that calls a tier. They start with the first calls that need them.
+    """Threads beside the thread that calls a tier. They start with the first calls that need them.
 
-    One thread at a time calls the methods. The process ends without the threads if a disk hangs: the owner of
-    the tier decides for how long it waits for its calls.
+    One thread at a time calls the methods. The process ends without the threads if a tier hangs: its owner
+    decides for how long it waits for its calls.
+
+    Parameters
+    ----------
+    name
+        Of the threads.
+    count
+        Most threads.
     """
 
-    def __init__(self) -> None:
-        self._threads = WorkerThreads("vitcache-disk", _NUM_THREADS, helps=False, finishes=False)
+    def __init__(self, name: str, count: int) -> None:
+        self._count = count
+        self._threads = WorkerThreads(name, count, helps=False, finishes=False)
 
     def share(self, works: Sequence[Callable[[], None]]) -> None:
         """Run callables on this and the side threads, each on the thread that is free first.
@@ -40,7 +45,7 @@ class SideThreads:
                 for _ in remaining:  # after an error the side threads take no further ones
                     pass
 
-        self._run([run] * min(_NUM_THREADS, len(works) // 2), run_here)
+        self._run([run] * min(self._count, len(works) // 2), run_here)
 
     def run_both(self, work: Callable[[], None], here: Callable[[], None]) -> None:
         """Run a callable on a side thread, and another one on this thread. Both are done at the end."""

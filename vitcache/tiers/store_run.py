@@ -43,6 +43,8 @@ def run_store(
         is_mine = engine.tier.claim([name], CLAIM_S)[0]
         call = "exists"
         is_there = not is_mine and engine.tier.exists([name])[0]
+        call = "register"
+        engine.register(books.memory)
         call = "store"
         # `read` has leased the rows before this question, so they are rows of these weights.
         is_meant = is_mine and books.is_current(job.weights)

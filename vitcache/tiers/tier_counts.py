@@ -27,9 +27,9 @@ class TierCounts:
         self._added: deque[tuple[str, int]] = deque()
         self._counts = dict.fromkeys(
             (
-                *("hits", "misses", "damaged", "late", "refused", "not_admitted", "failures"),
+                *("hits", "misses", "damaged", "late", "refused", "not_admitted", "not_worth", "failures"),
                 *("stored", "store_failures", "skipped_stores", "erased"),
-                *("fetched_bytes", "stored_bytes", "quarantined_bytes"),
+                *("fetched_bytes", "stored_bytes", "quarantined_bytes", "fetch_us"),
             ),
             0,
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import index
+
+import numpy as np
 
 from vitcache.tiers.breaker import Breaker
 from vitcache.tiers.names import generation_digest
@@ -39,6 +41,7 @@ class TierEngine:
         self._breaker = breaker
         self._counts = counts
         self._has_logged = False
+        self._num_registered = 0  # since `open`
         self._held: list[tuple[Callable[[], object], int]] = []
         self._owed: list[EraseJob | RevokeJob] = []
         self._resolved: tuple[Weights, bytes] | None = None
@@ -57,6 +60,7 @@ class TierEngine:
                 self.fail("open", error, is_probe)
                 return False
             self.is_open = True
+            self._num_registered = 0
         while self._owed:
             job = self._owed.pop(0)
             try:
@@ -102,6 +106,15 @@ class TierEngine:
             self.weights_of(weights)
         except BaseException as error:
             self.fail("generation", error)
+
+    def register(self, memory: Sequence[np.ndarray]) -> None:
+        """Register with the tier the memory that it has not got since `open`. Raises as `Tier.register`.
+
+        `memory` only ever grows: the first arrays are those of earlier calls.
+        """
+        for each in memory[self._num_registered :]:
+            self.tier.register(each)
+            self._num_registered += 1
 
     def erase(self, job: EraseJob | RevokeJob) -> None:
         """Erase or revoke, and finish the job. If the tier fails, it owes the job: `is_ready` tries it again.
@@ -168,6 +181,7 @@ class TierEngine:
         try:
             self.tier.open()
             self.is_open = True
+            self._num_registered = 0
         except BaseException as error:
             self.fail("open", error)
 

@@ -94,6 +94,9 @@ class WantedTable:
 class FetchQueue(Protocol):
     """A tier's queue of fetches: a `TierRunner`."""
 
+    def worthy(self, wanted: list[Wanted]) -> list[Wanted]:
+        """Return the entries that are worth a fetch from the tier, and count the other ones."""
+
     def queue_fetch(self, job: FetchJob) -> bool:
         """Queue a fetch, and return whether it was accepted. Never waits."""
 
@@ -132,11 +135,19 @@ def finish_all(wanted: Sequence[Wanted]) -> None:
 
 
 def send(wanted: list[Wanted], weights: Weights, route: Sequence[FetchQueue], timeout_s: float) -> None:
-    """Queue a fetch with the first tier of `route` that accepts it. None does: the entries are missed."""
+    """Queue a fetch of each entry with the first tier of `route` that it is worth and that accepts it.
+
+    An entry that no tier accepts is missed.
+    """
+    left = wanted
     for number, runner in enumerate(route):
-        if runner.queue_fetch(FetchJob(wanted, weights, route[number + 1 :], timeout_s)):
-            return
-    finish_all(wanted)
+        worthy = runner.worthy(left)
+        if worthy and runner.queue_fetch(FetchJob(worthy, weights, route[number + 1 :], timeout_s)):
+            if len(worthy) == len(left):
+                return
+            queued = set(worthy)
+            left = [each for each in left if each not in queued]
+    finish_all(left)
 
 
 class StoreJob(NamedTuple):

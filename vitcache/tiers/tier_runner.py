@@ -15,7 +15,8 @@ from vitcache.tiers.protocol import Tier
 from vitcache.tiers.store_run import run_store
 from vitcache.tiers.tier_counts import TierCounts
 from vitcache.tiers.tier_engine import TierEngine
-from vitcache.tiers.tier_jobs import Barrier, EraseJob, FetchJob, RevokeJob, StoreJob, finish_all
+from vitcache.tiers.tier_jobs import Barrier, EraseJob, FetchJob, RevokeJob, StoreJob, Wanted, finish_all
+from vitcache.tiers.worth import WorthRule
 
 logger = logging.getLogger("vitcache.tiers")
 
@@ -23,7 +24,7 @@ _METRICS_S = 1.0  # between two reads of the tier's own counts
 
 
 class TierRunner:
-    """The jobs of one tier. `queue_fetch`, `offer`, `queue` and `note_late` are called by any thread.
+    """The jobs of one tier. Any thread calls `worthy`, `queue_fetch`, `offer`, `queue` and `note_late`.
 
     They never wait. The other methods are called by the worker's thread alone, which calls the tier without
     any lock. This object does not refer to the cache, so that the cache can be freed while the thread waits.
@@ -32,7 +33,7 @@ class TierRunner:
     ----------
     name, capacity_bytes
         Those of the tier.
-    breaker, counts
+    breaker, counts, rule
         Of the tier; any thread reads them.
     is_off
         Whether no thread runs the jobs any more: the cache was closed, or this is a forked child.
@@ -40,11 +41,12 @@ class TierRunner:
         Time of `time.monotonic` after which the worker begins no store; infinite until the cache is closed.
     """
 
-    def __init__(self, tier: Tier, store_bytes: int, clock: Callable[[], float]) -> None:
+    def __init__(self, tier: Tier, store_bytes: int, clock: Callable[[], float], rule: WorthRule) -> None:
         self.name = tier.name
         self.capacity_bytes = tier.capacity_bytes
         self.breaker = Breaker(clock)
         self.counts = TierCounts()
+        self.rule = rule
         self.jobs = JobQueue(store_bytes)
         self.is_off = False
         self.is_ending = False
@@ -60,6 +62,15 @@ class TierRunner:
         if self.jobs.fetches:
             self.note_late()
         return not self.is_off and self.breaker.may_admit
+
+    def worthy(self, wanted: list[Wanted]) -> list[Wanted]:
+        """Return the entries that are worth a fetch; the other ones are counted as not worth it."""
+        if self.rule.worth is None:
+            return wanted
+        worthy = [each for each in wanted if self.rule.may_fetch(each.name[1], each.name[2])]
+        if len(worthy) < len(wanted):
+            self.counts.add("not_worth", len(wanted) - len(worthy))
+        return worthy
 
     def queue_fetch(self, job: FetchJob) -> bool:
         """Queue a fetch. False, and the entries are counted as refused: breaker, full queue, or closed."""
@@ -87,7 +98,9 @@ class TierRunner:
         """Queue stores, and return those that are refused: breaker, too many bytes, or closed.
 
         An open breaker may admit the first one as its probe: a cache that only stores has no fetch to try.
+        Stores that are not worth it are counted, and neither queued nor returned.
         """
+        jobs = self._worthy_stores(jobs)
         if self.is_off or self.is_ending or not jobs:
             refused = list(jobs)
         else:
@@ -102,6 +115,14 @@ class TierRunner:
         if refused:
             self.counts.add("skipped_stores", len(refused))
         return refused
+
+    def _worthy_stores(self, jobs: Sequence[StoreJob]) -> Sequence[StoreJob]:
+        if self.rule.worth is None:
+            return jobs
+        worthy = [job for job in jobs if self.rule.may_store(job.num_rows, job.row_width)]
+        if len(worthy) < len(jobs):
+            self.counts.add("not_worth", len(jobs) - len(worthy))
+        return worthy
 
     def queue(self, job: EraseJob | RevokeJob | Barrier) -> None:
         """Queue an erase or a revoke before, or a barrier behind, all that waits."""
@@ -162,7 +183,7 @@ class TierRunner:
             if self.is_ending:
                 finish_all(job.wanted)
             else:
-                has_answered = run_fetch(job, self._engine, books, self.counts)
+                has_answered = run_fetch(job, self._engine, books, self.counts, self.rule)
         finally:
             self.note_late()
             with self._lock:

@@ -16,6 +16,7 @@ from vitcache.device.thread_start import start_threads
 from vitcache.tiers.books import Books
 from vitcache.tiers.protocol import Tier
 from vitcache.tiers.tier_runner import TierRunner
+from vitcache.tiers.worth import WorthRule
 
 logger = logging.getLogger("vitcache.tiers")
 
@@ -39,6 +40,8 @@ class TierWorker:
         Most bytes of entries that wait to be stored.
     clock
         Returns the time in seconds, for the breaker.
+    rule
+        Which entries are worth their transfer.
 
     Attributes
     ----------
@@ -51,8 +54,10 @@ class TierWorker:
         If the process cannot start a thread.
     """
 
-    def __init__(self, tier: Tier, books: Books, store_bytes: int, clock: Callable[[], float]) -> None:
-        self.runner = TierRunner(tier, store_bytes, clock)
+    def __init__(
+        self, tier: Tier, books: Books, store_bytes: int, clock: Callable[[], float], rule: WorthRule
+    ) -> None:
+        self.runner = TierRunner(tier, store_bytes, clock, rule)
         wake = self.runner.jobs.wake
         # Ends the thread when this object is freed. The thread keeps this reference. A `__del__` would be
         # Python code, which an interrupt can stop before it has done anything.

@@ -80,7 +80,8 @@ def test_loads_are_hidden_if_they_end_before_their_rows_are_wanted(
 
 def test_encode_time_is_counted_once_with_the_rows_of_the_step(clock: Clock) -> None:
     counts = Counts()
-    times = StepTimes(torch.device("cuda", 0), counts)
+    noted: list[tuple[int, float]] = []
+    times = StepTimes(torch.device("cuda", 0), counts, lambda rows, ms: noted.append((rows, ms)))
     clock.now = 1.0
     times.start_encoder()
     clock.now = 28.0
@@ -88,10 +89,11 @@ def test_encode_time_is_counted_once_with_the_rows_of_the_step(clock: Clock) -> 
     clock.now = 30.0
     times.stop_encoder(880)
     times.collect()
-    assert times.encoded_rows == 0
+    assert (times.encoded_rows, noted) == (0, [])
     clock.done = 29.0
     times.collect()
     assert (counts.take(), times.encoded_rows) == ({"encode_seconds": 0.027}, 880)
+    assert noted == [(880, 27.0)]
     assert clock.num_events == 2
 
 

@@ -40,6 +40,7 @@ class PlantedTier:
     """
 
     name = "planted"
+    worth: float | None = None
 
     def __init__(self, max_bytes: int = 1 << 20) -> None:
         self.inner = MemoryTier(max_bytes)
@@ -83,7 +84,9 @@ class PlantedTier:
         return sum(part.size for part in self._late)
 
     def register(self, *memory: np.ndarray) -> None:
-        """Accept only parts in registered memory from now on."""
+        """Accept only parts in registered memory from now on, until `close`."""
+        self._enter("register")
+        self.inner.register(memory[0])
         for array in memory:
             start = array.__array_interface__["data"][0]
             self._memory.append((start, start + array.nbytes))
@@ -156,6 +159,7 @@ class PlantedTier:
 
     def close(self) -> None:
         self._enter("close")
+        self._memory.clear()
         self._late.clear()  # the barrier: later, `write_late` writes nothing
         self.inner.close()
 

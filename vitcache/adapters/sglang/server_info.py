@@ -36,4 +36,5 @@ def _of_cache(stats: CacheStats) -> dict[str, Any]:
     tiers = [{field.name: getattr(tier, field.name) for field in fields(tier)} for tier in stats.tiers]
     for tier in tiers:
         tier["own"] = dict(tier["own"])
-    return counts | {"device": stats.device._asdict(), "host": stats.host._asdict(), "tiers": tiers}
+    counts |= {"device": stats.device._asdict(), "host": stats.host._asdict(), "tiers": tiers}
+    return counts | {"encode_ms_per_row": {str(width): ms for width, ms in stats.encode_ms_per_row.items()}}

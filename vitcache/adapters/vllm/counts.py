@@ -125,6 +125,12 @@ COUNTERS: dict[str, Counter] = {
         "tier_skipped_stores",
         "Entries that were offered to a tier and had left the cache, or waited.",
     ),
+    **_by(
+        _LOWER,
+        "tier_not_worth",
+        "Entries that were not read from a tier, or not written, because the transfer takes too long.",
+    ),
+    **_by(_LOWER, "tier_fetch_seconds", "Seconds of the calls that read these rows from a tier.", "s"),
     **_by(_LOWER, "tier_openings", "Times that a tier was late or failed, and was not asked for a while."),
     **_one("resets", "Resets of the cache, for example after an update of the weights."),
     **_one("compactions", "Times that entries were moved so that another entry could have adjacent pages."),

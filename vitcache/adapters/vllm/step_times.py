@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -24,6 +25,8 @@ class StepTimes:
     counts
         Gets the counters "encode_seconds", "loads_hidden", "loads_exposed", "loads_placed" and
         "load_exposed_seconds".
+    note
+        Called with the rows of each encode and its milliseconds; None: nothing needs them.
 
     Attributes
     ----------
@@ -35,10 +38,13 @@ class StepTimes:
     Only the worker's thread may call. No call waits for the device.
     """
 
-    def __init__(self, device: torch.device, counts: Counts) -> None:
+    def __init__(
+        self, device: torch.device, counts: Counts, note: Callable[[int, float], None] | None = None
+    ) -> None:
         self._stopwatch = Stopwatch(device)
         self._on_cuda = device.type == "cuda"
         self._counts = counts
+        self._note = note
         self.encoded_rows = 0
         self._encode_start: Mark = None
         self._load_start: Mark = None
@@ -57,6 +63,8 @@ class StepTimes:
         def count(encode_ms: float) -> None:
             self._counts.add("encode_seconds", encode_ms / 1e3)
             self.encoded_rows += num_rows
+            if self._note is not None:
+                self._note(num_rows, encode_ms)
 
         self._stopwatch.measure(self._encode_start, self._stopwatch.mark(), count)
         self._encode_start = None

@@ -93,7 +93,10 @@ class Store:
         self.on_device = DeviceRows(self.cache, self.commit)
         self.pending = PendingRows()
         self.counts = Counts()
-        self._times = StepTimes(self.cache.device, self.counts)
+        # A step may encode items of several modalities at once: their time cannot be divided by their widths.
+        has_one_width = set(settings.widths.values()) <= {settings.row_width}
+        is_noted = self.cache.encode_times is not None and has_one_width
+        self._times = StepTimes(self.cache.device, self.counts, self._note_encode if is_noted else None)
         self._waits_after_encoder = waits_after_encoder
         self._merge_reason = merge_reason
         is_cuda = self.cache.device.type == "cuda"
@@ -373,6 +376,10 @@ class Store:
         self._report.saved.add(order.key)
         self.counts.add("stores")
         self.counts.add("store_bytes", lease.num_rows * lease.row_width * self.cache.dtype.itemsize)
+
+    def _note_encode(self, num_rows: int, encode_ms: float) -> None:
+        if self.cache.encode_times is not None:
+            self.cache.encode_times.note(num_rows, self.cache.row_width, encode_ms)
 
     def _stop_encoder(self) -> None:
         self._times.stop_encoder(sum(order.num_rows for order in self._orders.saves.values()))

@@ -22,6 +22,8 @@ _COUNTERS: dict[str, tuple[str, ...]] = {
     "tier_stored_bytes_{}": ("stored_bytes",),
     "tier_store_failures_{}": ("store_failures",),
     "tier_skipped_stores_{}": ("skipped_stores",),
+    "tier_not_worth_{}": ("not_worth",),
+    "tier_fetch_seconds_{}": ("fetch_seconds",),
     "tier_openings_{}": ("openings",),
 }
 
@@ -81,7 +83,7 @@ class WorkerTiers:
     def __init__(self, find_store: Callable[[], TierStore | None], page_bytes: int) -> None:
         self._find_store = find_store
         self._page_bytes = page_bytes
-        self._known: dict[str, int] = {}
+        self._known: dict[str, float] = {}
 
     def begin(self, item: Item) -> ItemFetch:
         """Begin to fetch an item."""

@@ -1,0 +1,183 @@
+"""Entries as objects of a Mooncake store: their keys, their headers, and the memory of a call.
+
+An object contains a header of 4096 bytes, and the rows. Its key names every field of the entry, also the
+number of rows: a read with another size fails with the same code as a transfer that broke.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from vitcache.tiers.header import BLOCK_BYTES, header_of
+from vitcache.tiers.protocol import EntryName, Transfer
+
+ALGORITHM = "xxh3_128"  # at about 30 GB/s; BLAKE3 with 5 GB/s would take a third of a fast network's time
+
+_MOST_ENTRIES = 16  # of one call
+_MOST_BYTES = 32 << 20  # of one call, except for one larger entry
+# Each part is a transfer of its own, which takes about 50 us over TCP. The engine queues 2,048, refuses
+# more, and waits 1 s for each one that a silent node does not answer.
+_SMALL_BYTES = 64 << 10
+_MOST_PARTS = 1000
+_PREFIX = "vc1"
+
+
+def object_key(name: EntryName) -> str:
+    """Return the key of an entry's object."""
+    tenant, weights, key = name.tenant.hex(), name.weights.hex(), name.key.hex()
+    return f"{_PREFIX}/{tenant}/{key}/{weights}/{name.num_rows}x{name.row_bytes}"
+
+
+def object_keys(names: Sequence[EntryName]) -> list[str]:
+    """Return the keys of the objects of entries."""
+    return [object_key(name) for name in names]
+
+
+def generation_key(weights: bytes) -> str:
+    """Return the key of the object that has the generation of a name of weights."""
+    return f"{_PREFIX}/generation/{weights.hex()}"
+
+
+def pattern_of(tenant: bytes | None, key: bytes | None) -> str:
+    """Return the regular expression of the keys of a tenant's entries, of a key's, or of both."""
+    any_digest = "[0-9a-f]{64}"
+    parts = [any_digest if each is None else re.escape(each.hex()) for each in (tenant, key)]
+    return f"^{_PREFIX}/{parts[0]}/{parts[1]}/.*$"
+
+
+def object_bytes(name: EntryName) -> int:
+    """Return the size of an entry's object in bytes."""
+    return BLOCK_BYTES + name.num_bytes
+
+
+def groups(transfers: Sequence[Transfer]) -> Iterator[list[Transfer]]:
+    """Divide transfers into groups, each of which is one call of the store."""
+    group: list[Transfer] = []
+    num_bytes = num_parts = 0
+    for transfer in transfers:
+        size = object_bytes(transfer.name)
+        parts = 1 if _is_small(transfer) else 1 + len(transfer.parts)
+        is_full = len(group) == _MOST_ENTRIES or num_bytes + size > _MOST_BYTES
+        if group and (is_full or num_parts + parts > _MOST_PARTS):
+            yield group
+            group, num_bytes, num_parts = [], 0, 0
+        group.append(transfer)
+        num_bytes += size
+        num_parts += parts
+    if group:
+        yield group
+
+
+class CallMemory:
+    """Memory of a call that is not of the caller: headers, and rows that are in many small parts.
+
+    There are two halves: one group is compared while the next one is transferred. They are used in turns.
+
+    Parameters
+    ----------
+    register
+        Registers new memory with the store, until the client is closed.
+    """
+
+    def __init__(self, register: Callable[[np.ndarray], None]) -> None:
+        self._register = register
+        self._halves = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self._replaced: list[np.ndarray] = []  # is registered, too
+
+    def objects(self, group: Sequence[Transfer]) -> list[StoredObject]:
+        """Return the objects of a group, with memory that the group after the next one uses again."""
+        sizes = [_own_bytes(each) for each in group]
+        half = self._take(sum(sizes))
+        ends = list(accumulate(sizes))
+        return [
+            StoredObject(each, half[end - size : end])
+            for each, size, end in zip(group, sizes, ends, strict=True)
+        ]
+
+    def _take(self, num_bytes: int) -> np.ndarray:
+        half, other = self._halves
+        if half.size < num_bytes:
+            self._replaced.append(half)
+            half = new_memory(max(num_bytes, 2 * half.size))
+            self._register(half)
+        self._halves = [other, half]
+        return half
+
+
+class StoredObject:
+    """One entry in a call: its memory as addresses and sizes.
+
+    Parameters
+    ----------
+    transfer
+        The entry.
+    memory
+        Memory for the header, or for the whole object if the parts are small.
+    """
+
+    def __init__(self, transfer: Transfer, memory: np.ndarray) -> None:
+        self.name = transfer.name
+        self.key = object_key(transfer.name)
+        self.num_bytes = object_bytes(transfer.name)
+        self._parts = [part for part in transfer.parts if part.size]
+        self._header = memory[:BLOCK_BYTES]
+        self._is_gathered = _is_small(transfer)
+        self._rows = [memory[BLOCK_BYTES : self.num_bytes]] if self._is_gathered else self._parts
+        views = [memory[: self.num_bytes]] if self._is_gathered else [self._header, *self._parts]
+        self.addresses = [address_of(view) for view in views]
+        self.sizes = [view.size for view in views]
+
+    def write_header(self) -> None:
+        """Write the header of the rows, and gather small parts."""
+        if self._is_gathered and self._parts:
+            np.concatenate(self._parts, out=self._rows[0])
+        self._header[:] = np.frombuffer(self._header_of_rows(), np.uint8)
+
+    def is_intact(self) -> bool:
+        """Whether the header is that of the entry, and its checksum that of the rows.
+
+        Then rows of small parts are copied to the parts.
+        """
+        if self._header.tobytes() != self._header_of_rows():
+            return False
+        if self._is_gathered:
+            ends = list(accumulate(part.size for part in self._parts))
+            for part, end in zip(self._parts, ends, strict=True):
+                part[:] = self._rows[0][end - part.size : end]
+        return True
+
+    def _header_of_rows(self) -> bytes:
+        import xxhash
+
+        hasher = xxhash.xxh3_128()
+        for part in self._rows:
+            hasher.update(part.data)
+        return header_of(self.name, hasher.digest(), ALGORITHM)
+
+
+def _is_small(transfer: Transfer) -> bool:
+    """Whether it is faster to copy the parts than to let the store transfer each of them."""
+    count = len(transfer.parts)
+    return count > _MOST_PARTS or transfer.name.num_bytes < count * _SMALL_BYTES
+
+
+def _own_bytes(transfer: Transfer) -> int:
+    """Return the bytes of a call's own memory for an entry, in whole blocks."""
+    size = object_bytes(transfer.name) if _is_small(transfer) else BLOCK_BYTES
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def new_memory(num_bytes: int) -> np.ndarray:
+    """Return new memory that begins at a page."""
+    return np.frombuffer(mmap.mmap(-1, num_bytes), np.uint8)
+
+
+def address_of(memory: np.ndarray) -> int:
+    """Return the address of an array's first byte."""
+    address: int = memory.__array_interface__["data"][0]
+    return address

@@ -1,0 +1,377 @@
+"""`MooncakeTier`: a Mooncake store, which many machines share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import SupportsIndex
+
+import numpy as np
+
+from vitcache.arguments import check_bool, shown, to_factor, to_int
+from vitcache.handles import described, refuse_copies
+from vitcache.tiers.checks import check_parts
+from vitcache.tiers.mooncake_client import (
+    BEING_WRITTEN,
+    EXISTS,
+    MISSED,
+    REFUSED,
+    WRONG_CHECKSUM,
+    MooncakeClient,
+    fail,
+    load_engine,
+)
+from vitcache.tiers.mooncake_objects import (
+    StoredObject,
+    generation_key,
+    groups,
+    object_bytes,
+    object_key,
+    object_keys,
+    pattern_of,
+)
+from vitcache.tiers.protocol import EntryName, FetchOutcome, Transfer
+from vitcache.tiers.side_threads import SideThreads
+
+logger = logging.getLogger("vitcache.tiers")
+
+_MOST_REPLICAS = 64
+_NUMBER_TRIES = 20  # while another process writes the number of a generation
+_NUMBER_WAIT_S = 0.02
+DAMAGED = FetchOutcome.DAMAGED
+_of_parents: list[MooncakeClient] = []  # in a forked child, whose calls would hang; never freed
+
+
+class MooncakeTier:
+    """Keeps rows in a Mooncake store: memory of storage nodes, which a master lists. A `Tier`.
+
+    Every process that reaches the master shares the entries, reads them and can erase them: the store has no
+    passwords. Rows are read from the nodes directly into the pages of the host tier, many parts in one call.
+    Each object has a checksum; one that does not match is a miss, and is removed.
+
+    The store has no copy on a disk: a node that ends loses its entries, and a master all of them. A node
+    that does not answer makes fetches late, and then the cache encodes.
+
+    One thread at a time calls its methods, as a cache's worker thread does. The repr may be read by any
+    thread. No method uses a stream. In a forked child, a method other than `close` raises RuntimeError until
+    it is opened there.
+
+    Parameters
+    ----------
+    master
+        ``"host:port"`` of the master.
+    local_host
+        The address of this machine for the storage nodes. None: the one from which it reaches the master.
+    protocol
+        How rows are transferred: ``"tcp"`` or ``"rdma"``.
+    devices
+        Names of RDMA devices, divided by commas. ``""``: the engine chooses.
+    replicas
+        Number of nodes that keep each entry, at most 64. The store makes fewer if it has fewer nodes.
+    single_flight
+        Whether `claim` asks the store, so that one process in the fleet stores an entry, and no other one
+        sends the same bytes. Such stores take about a third longer.
+    worth
+        Fetch and store an entry only if its transfer is expected to take at most this part of its encode.
+        None: each entry.
+
+    Raises
+    ------
+    TypeError
+        If an argument has another type than its default, or `master` is not a str.
+    ValueError
+        If `master` is not ``"host:port"``, `protocol` is unknown, `replicas` is not in 1 to 64, or `worth` is
+        not finite and more than 0.
+    ImportError
+        If Mooncake's client cannot be loaded: ``pip install 'vitcache[mooncake]'``.
+
+    Examples
+    --------
+    >>> from vitcache import MooncakeTier
+    >>> MooncakeTier("127.0.0.1:50051")  # connects when a cache opens it
+    <MooncakeTier 127.0.0.1:50051, tcp, closed>
+    """
+
+    name = "mooncake"
+    capacity_bytes = 0
+
+    def __init__(
+        self,
+        master: str,
+        *,
+        local_host: str | None = None,
+        protocol: str = "tcp",
+        devices: str = "",
+        replicas: SupportsIndex = 1,
+        single_flight: bool = False,
+        worth: float | None = 0.5,
+    ) -> None:
+        self._master = host_and_port("master", master)
+        if local_host is not None and not isinstance(local_host, str):
+            raise TypeError(f"local_host must be a str or None, got {type(local_host).__name__}")
+        if not isinstance(devices, str):
+            raise TypeError(f"devices must be a str, got {type(devices).__name__}")
+        if protocol not in ("tcp", "rdma"):
+            raise ValueError(f"protocol is {shown(protocol)}, it must be 'tcp' or 'rdma'")
+        check_bool("single_flight", single_flight)
+        self.worth = None if worth is None else to_factor("worth", worth)
+        self._replicas = to_int("replicas", replicas, 1, _MOST_REPLICAS)
+        self._local_host, self._protocol, self._devices = local_host, protocol, devices
+        self._single_flight = single_flight
+        self._address = master
+        self._client: MooncakeClient | None = None
+        self._pid = 0  # of the process that has opened it; 0: it is closed
+        load_engine()
+
+    def open(self) -> None:
+        """Connect to the master.
+
+        Raises
+        ------
+        RuntimeError
+            If the tier is open.
+        ConnectionError
+            If the master does not answer, or refuses the client.
+        """
+        if self._pid == os.getpid():
+            raise RuntimeError(
+                f"the tier of the Mooncake store {self._address} is open; it belongs to one cache at a time"
+            )
+        if self._client is not None:
+            _of_parents.append(self._client)
+        self._client = None
+        self._pid = 0
+        self._counts: Counter[str] = Counter()
+        self._begun: dict[str, float] = {}  # objects whose write was begun, and the time until which
+        self._side = SideThreads("vitcache-mooncake", 1)
+        self._client = MooncakeClient(
+            self._master, self._local_host, self._protocol, self._devices, self._replicas
+        )
+        self._pid = os.getpid()
+
+    def register(self, memory: np.ndarray) -> None:
+        """See `Tier.register`. RDMA cannot transfer other memory."""
+        self._opened().register(memory)
+
+    def exists(self, names: Sequence[EntryName]) -> list[bool]:
+        """See `Tier.exists`. The store then keeps the entries for the time of its leases, about 10 s."""
+        return self._opened().exist(object_keys(names))
+
+    def fetch(self, fetches: Sequence[Transfer]) -> list[FetchOutcome]:
+        """See `Tier.fetch`. The checksums of one call are compared while the next call runs.
+
+        Raises
+        ------
+        MooncakeError
+            If the master does not answer.
+        """
+        client = self._opened()
+        for fetch in fetches:
+            check_parts(fetch)
+        outcomes: list[FetchOutcome] = []
+        last: list[tuple[StoredObject, int]] = []
+        for group in groups(fetches):
+            last = self._get(client, group, last, outcomes)
+            if not all(code == each.num_bytes or code in MISSED for each, code in last):
+                break  # the engine may still write, also the headers: ask for nothing more
+        outcomes += self._outcomes(last)
+        outcomes += [FetchOutcome.MISS] * (len(fetches) - len(outcomes))
+        self._drop(
+            client, [each.name for each, outcome in zip(fetches, outcomes, strict=True) if outcome is DAMAGED]
+        )
+        return outcomes
+
+    def _get(
+        self,
+        client: MooncakeClient,
+        group: Sequence[Transfer],
+        last: list[tuple[StoredObject, int]],
+        outcomes: list[FetchOutcome],
+    ) -> list[tuple[StoredObject, int]]:
+        """Read one group, and add the outcomes of the one before to `outcomes`."""
+        objects = client.memory.objects(group)
+        codes: list[int] = []
+        if last:
+            self._side.run_both(
+                lambda: outcomes.extend(self._outcomes(last)), lambda: codes.extend(client.get(objects))
+            )
+        else:
+            codes = client.get(objects)
+        return list(zip(objects, codes, strict=True))
+
+    def _outcomes(self, group: Sequence[tuple[StoredObject, int]]) -> list[FetchOutcome]:
+        return [self._outcome(each, code) for each, code in group]
+
+    def _outcome(self, each: StoredObject, code: int) -> FetchOutcome:
+        if code == each.num_bytes:
+            return FetchOutcome.HIT if each.is_intact() else DAMAGED
+        self._counts[f"code {code}"] += 1
+        if code == WRONG_CHECKSUM:
+            return DAMAGED
+        return FetchOutcome.MISS if code in MISSED else FetchOutcome.UNSAFE
+
+    def _drop(self, client: MooncakeClient, damaged: Sequence[EntryName]) -> None:
+        if damaged:
+            self._counts["damaged"] += len(damaged)
+            if self._counts["damaged"] == len(damaged):
+                text = (
+                    "Mooncake store %s: an object does not match its checksum, so it is removed; later ones "
+                )
+                logger.error(text + "are only counted", self._address)
+            client.remove(object_keys(damaged))
+
+    def store(self, stores: Sequence[Transfer]) -> list[bool]:
+        """See `Tier.store`. False: the store has no space, or another process writes the entry now.
+
+        Raises
+        ------
+        MooncakeError
+            If a transfer fails, or the master does not answer.
+        """
+        client = self._opened()
+        for store in stores:
+            check_parts(store)
+        stored: dict[str, bool] = {}
+        for group in groups(list({store.name: store for store in stores}.values())):
+            stored |= self._store(client, group)
+        return [stored[object_key(store.name)] for store in stores]
+
+    def _store(self, client: MooncakeClient, group: Sequence[Transfer]) -> dict[str, bool]:
+        """Store one group. Returns which objects can be read."""
+        objects = client.memory.objects(group)
+        codes = self._begin(client, [each.name for each in group]) if self._single_flight else None
+        chosen = [each for each in objects if codes is None or codes[each.key] == 0]
+        for each in chosen:
+            each.write_header()
+        put = client.put if codes is None else client.put_begun
+        results = (codes or {}) | dict(zip((each.key for each in chosen), put(chosen), strict=True))
+        for key, code in results.items():
+            self._begun.pop(key, None)
+            if code:
+                self._counts[f"code {code}"] += 1
+            if code not in (0, EXISTS) and code not in REFUSED:
+                fail("store an object", code)
+        # A put returns 0 also where it has stored nothing: another process writes the object, or has died.
+        keys = [key for key, code in results.items() if code in (0, EXISTS)]
+        return dict.fromkeys(results, False) | dict(zip(keys, client.exist(keys), strict=True))
+
+    def claim(self, names: Sequence[EntryName], ttl_s: float) -> list[bool]:
+        """See `Tier.claim`. A claim of a process that ends lapses at the master, after 30 s by default.
+
+        Without `single_flight`, an entry that is not there can be claimed by every process.
+        """
+        client = self._opened()
+        if not self._single_flight:
+            return [not is_there for is_there in client.exist(object_keys(names))]
+        self._abandon(client, time.monotonic())
+        codes = self._begin(client, names, ttl_s)
+        for code in codes.values():
+            if code not in (0, EXISTS) and code not in REFUSED:
+                fail("begin to store an object", code)
+        return [codes[object_key(name)] not in (EXISTS, BEING_WRITTEN) for name in names]
+
+    def _begin(
+        self, client: MooncakeClient, names: Sequence[EntryName], ttl_s: float = 0.0
+    ) -> dict[str, int]:
+        """Begin to write entries that this object has not begun. Returns a code for each."""
+        sizes = {object_key(name): object_bytes(name) for name in names}
+        new = [key for key in sizes if key not in self._begun]
+        codes = client.begin_put(new, [sizes[key] for key in new]) if new else []
+        until = time.monotonic() + ttl_s
+        self._begun |= {key: until for key, code in zip(new, codes, strict=True) if code == 0}
+        return dict.fromkeys(sizes, 0) | dict(zip(new, codes, strict=True))
+
+    def _abandon(self, client: MooncakeClient, now: float) -> None:
+        """End the claims whose time is over, so that other processes can store the entries."""
+        over = [key for key, until in self._begun.items() if until < now]
+        if over:
+            client.abandon(over)
+        for key in over:
+            del self._begun[key]
+
+    def erase(self, *, tenant: bytes | None = None, key: bytes | None = None) -> int:
+        """See `Tier.erase`. The master looks at every key that it has.
+
+        The memory of the entries is not overwritten. An entry that another process stores later stays.
+        """
+        if tenant is None and key is None:
+            raise ValueError("tenant and key are None, at least one must be given")
+        return self._opened().remove_matching(pattern_of(tenant, key))
+
+    def generation(self, weights: bytes) -> int:
+        """See `Tier.generation`. A random number, in an object that is never evicted.
+
+        If its node is lost, there is a new number, and no process finds entries of before.
+        """
+        client = self._opened()
+        key = generation_key(weights)
+        number = client.read_number(key)
+        if number is None:
+            client.write_number(key, secrets.randbits(63), replace=False)  # the first one of several stays
+            number = _read_new(client, key, None)
+        return number
+
+    def revoke(self, weights: bytes) -> int:
+        """See `Tier.revoke`."""
+        client = self._opened()
+        key = generation_key(weights)
+        old = client.read_number(key)
+        client.write_number(key, secrets.randbits(63), replace=True)
+        return _read_new(client, key, old)
+
+    def metrics(self) -> Mapping[str, int]:
+        """Return counts since `open`: ``damaged``, and by name each result code other than success."""
+        self._opened()
+        return {"damaged": 0, **self._counts}
+
+    def close(self) -> None:
+        """Wait until the engine uses no memory any more. Does nothing if the tier is closed."""
+        if self._pid != os.getpid() or self._client is None:
+            return
+        client, self._client, self._pid = self._client, None, 0
+        try:
+            if self._begun:
+                client.abandon(list(self._begun))
+        finally:
+            client.close()
+            self._side.close()
+
+    def _opened(self) -> MooncakeClient:
+        if self._client is None or self._pid != os.getpid():
+            state = "closed" if self._client is None else f"open in process {self._pid}, not in this one"
+            raise RuntimeError(f"the tier of the Mooncake store {self._address} is {state}")
+        return self._client
+
+    __reduce_ex__ = refuse_copies("make a second MooncakeTier")
+
+    @described
+    def __repr__(self) -> str:
+        return f"{self._address}, {self._protocol}, {'open' if self._pid == os.getpid() else 'closed'}"
+
+
+def _read_new(client: MooncakeClient, key: str, old: int | None) -> int:
+    """Return the number that replaced `old`: a write may return before it can be read, or store nothing."""
+    for _ in range(_NUMBER_TRIES):
+        number = client.read_number(key)
+        if number is not None and number != old:
+            return number
+        time.sleep(_NUMBER_WAIT_S)
+    raise RuntimeError(f"another process writes the object {key}, and has not finished")
+
+
+def host_and_port(name: str, master: str) -> tuple[str, int]:
+    """Return the two parts of an address such as ``"store:50051"`` or ``"[::1]:50051"``.
+
+    Raises TypeError or ValueError as `MooncakeTier`; messages have the name `name`.
+    """
+    if not isinstance(master, str):
+        raise TypeError(f"{name} must be a str, got {type(master).__name__}")
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})", master, re.ASCII)
+    if match is None or not 0 < int(match[2]) < 1 << 16:
+        raise ValueError(f"{name} is {shown(master)}, it must be 'host:port' with a port from 1 to 65535")
+    return match[1].strip("[]"), int(match[2])
