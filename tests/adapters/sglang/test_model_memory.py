@@ -150,8 +150,9 @@ def lines_of(caplog: pytest.LogCaptureFixture, reserved: int, shape: StepShape, 
     caplog.clear()
     caplog.set_level(logging.INFO, "vitcache.adapters.sglang")
     make_memory(Model(shape.levels), shape, reserved, Options(**options)).close()
-    assert {record.levelno for record in caplog.records} == {logging.INFO}
-    return [record.getMessage() for record in caplog.records]
+    records = [record for record in caplog.records if record.name == "vitcache.adapters.sglang"]
+    assert {record.levelno for record in records} == {logging.INFO}
+    return [record.getMessage() for record in records]
 
 
 @pytest.mark.parametrize(

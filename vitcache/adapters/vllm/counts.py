@@ -43,8 +43,8 @@ def _one(family: str, text: str, unit: str = "") -> dict[str, Counter]:
 _TIERS = {"tier": ("device", "host", "lower")}
 # The names of the tiers below the host tier: `DiskTier.name` and `MooncakeTier.name`.
 LOWER_TIERS = ("disk", "mooncake")
-_LOWER = {"tier": LOWER_TIERS}
-_FETCHES = {"result": ("hit", "miss", "damaged", "late", "refused", "failed")}
+_LOWER: dict[str, tuple[str, ...]] = {"tier": LOWER_TIERS}
+_FETCHES: dict[str, tuple[str, ...]] = {"result": ("hit", "miss", "damaged", "late", "refused", "failed")}
 _OVERLAP = {"overlap": ("hidden", "exposed", "placed")}
 _TEXT = {"text": ("table", "model")}
 # Why vLLM's merge writes the rows of a step: the label, and the reason in words.
