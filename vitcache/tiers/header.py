@@ -28,9 +28,13 @@ _PACKED = struct.Struct(">32s32s32sQQ")
 _FILE_NAME = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{64})\.([0-9]{1,19})x([0-9]{1,19})")
 
 
-def header_of(name: EntryName, checksum: bytes, algorithm: str = ALGORITHM) -> bytes:
-    """Return the header of an entry, `BLOCK_BYTES` bytes. A checksum of fewer than 32 bytes gets zeros."""
-    fields = (_MAGIC, _LAYOUT, _BYTE_ORDER, algorithm.encode(), name.tenant, name.weights, name.key)
+def header_of(name: EntryName, checksum: bytes, algorithm: str | None = None) -> bytes:
+    """Return the header of an entry, `BLOCK_BYTES` bytes. A checksum of fewer than 32 bytes gets zeros.
+
+    `algorithm`: of the checksum; None: that of keys.
+    """
+    used = (algorithm or ALGORITHM).encode()
+    fields = (_MAGIC, _LAYOUT, _BYTE_ORDER, used, name.tenant, name.weights, name.key)
     packed = _FIELDS.pack(*fields, name.num_rows, name.row_bytes, checksum)
     return packed.ljust(BLOCK_BYTES, b"\0")
 
