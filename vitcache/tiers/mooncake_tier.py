@@ -111,7 +111,7 @@ class MooncakeTier:
         single_flight: bool = False,
         worth: float | None = 0.5,
     ) -> None:
-        self._master = _host_and_port(master)
+        self._master = host_and_port("master", master)
         if local_host is not None and not isinstance(local_host, str):
             raise TypeError(f"local_host must be a str or None, got {type(local_host).__name__}")
         if not isinstance(devices, str):
@@ -364,11 +364,14 @@ def _read_new(client: MooncakeClient, key: str, old: int | None) -> int:
     raise RuntimeError(f"another process writes the object {key}, and has not finished")
 
 
-def _host_and_port(master: str) -> tuple[str, int]:
-    """Return the two parts of an address such as ``"store:50051"`` or ``"[::1]:50051"``."""
+def host_and_port(name: str, master: str) -> tuple[str, int]:
+    """Return the two parts of an address such as ``"store:50051"`` or ``"[::1]:50051"``.
+
+    Raises TypeError or ValueError as `MooncakeTier`; messages have the name `name`.
+    """
     if not isinstance(master, str):
-        raise TypeError(f"master must be a str, got {type(master).__name__}")
+        raise TypeError(f"{name} must be a str, got {type(master).__name__}")
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})", master, re.ASCII)
     if match is None or not 0 < int(match[2]) < 1 << 16:
-        raise ValueError(f"master is {shown(master)}, it must be 'host:port' with a port from 1 to 65535")
+        raise ValueError(f"{name} is {shown(master)}, it must be 'host:port' with a port from 1 to 65535")
     return match[1].strip("[]"), int(match[2])
