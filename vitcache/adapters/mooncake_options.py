@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitcache.arguments import to_factor
-from vitcache.tiers.mooncake_tier import host_and_port
+from vitcache.tiers.mooncake_address import host_and_port
 
 DEFAULT_WORTH = 0.5  # that of `MooncakeTier`
 
