@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from vitcache.testing import inspect
 from vitcache.tiers import MooncakeTier, mooncake_objects
 
 NUM_KEYS = 8
+NUM_STEPS = 1000
 HOST_PAGES = 12
 CALLS = ("exist", "get", "get", "get", "put", "start", "ranges", "end", "remove", "remove_by_regex")
 CODES = (-200, -600, -601, -703, -704, -705, -707, -800, -800, -801, -900, -901, -1700, -12345, 0, 5)
@@ -76,7 +78,7 @@ class Trace:
         self.life = 0
         self.inserted: set[int] = set()
         self.paused: list[Pause] = []
-        self.hits = 0
+        self.counts: Counter[str] = Counter()
         self.machines: list[Machine] = []
         self.machines = [Machine(self), Machine(self)]
         self.machine = self.machines[0]
@@ -102,10 +104,10 @@ class Trace:
                 *(self.evict,) * 6,
                 *(self.fetch,) * 8,
                 *(self.write_late,) * 4,
-                *(self.plant,) * 3,
-                *(self.advance,) * 3,
-                *(self.begin_fetch, self.wait, self.release, self.damage, self.lose),
-                *(self.forget, self.restart),
+                *(self.wait,) * 4,
+                *(self.advance,) * 4,
+                *(self.begin_fetch, self.plant, self.plant, self.release, self.damage),
+                *(self.lose, self.forget, self.restart),
             ]
         )
         step()
@@ -124,6 +126,8 @@ class Trace:
             key_of(number), self.rows(number), tier=self.random.choice(["device", "host", "both"])
         ):
             self.inserted.add(number)
+        if not self.paused and self.random.random() < 0.7:
+            assert self.cache.flush(LONG)
 
     def get(self) -> None:
         number = self.number()
@@ -173,6 +177,9 @@ class Trace:
         elif kind < 0.9 and not self.paused:
             self.fake.plant("get", -800)
             self.paused.append(self.fake.pause("close"))
+            self.evict()
+            self.fetch()
+            self.write_late()
         elif not self.paused:
             self.paused.append(self.fake.pause(self.random.choice(["exist", "get", "put", "ranges"])))
 
@@ -184,12 +191,12 @@ class Trace:
     def lose(self) -> None:
         """Lose a node with its objects, or let a writer die."""
         self.settle()
-        if self.random.random() < 0.5:
+        kind = self.random.random()
+        if kind < 0.3:
             for key in list(self.fake.objects):
                 if self.random.random() < 0.5:
                     del self.fake.objects[key]
-        else:
-            self.fake.lapse()
+        elif kind < 0.6:
             for key in list(self.fake.objects):
                 if self.random.random() < 0.1:
                     self.fake.begin_and_die(key)
@@ -217,14 +224,15 @@ class Trace:
         assert stored == []
 
     def advance(self) -> None:
-        if self.random.random() < 0.1:
+        if self.random.random() < 0.05:
             self.settle()
             self.weights += self.random.choice([1, 2])
             self.inserted.clear()
             for machine in self.machines:
                 machine.cache.advance_epoch(weights_name=self.name)
         else:
-            self.machine.clock.advance(self.random.choice([1, 40, 40]))
+            for machine in self.machines:
+                machine.clock.advance(self.random.choice([1, 40, 40]))
 
     def unblock(self) -> None:
         while self.paused:
@@ -241,7 +249,12 @@ class Trace:
         self.fake.lapse()
 
     def write_late(self) -> None:
-        self.fake.write_late(self.random.randrange(256))
+        self.counts["late bytes"] += self.fake.write_late(self.random.randrange(256))
+
+    def note(self, machine: Machine) -> None:
+        stats = machine.cache.stats().tiers[0]
+        for name in ("hits", "misses", "damaged", "failures", "stored", "late", "openings"):
+            self.counts[name] += getattr(stats, name)
 
     def restart(self) -> None:
         if self.random.random() < 0.5:
@@ -251,6 +264,7 @@ class Trace:
             machine = self.machine
             while machine.leases:
                 machine.release()
+            self.note(machine)
             machine.cache.close()
             machine.cache = machine.open()
 
@@ -263,7 +277,7 @@ class Trace:
             cache.flush(LONG)
             cache.check_integrity()
             kept = cache.stats().tiers[0].quarantined_bytes
-            self.hits += cache.stats().tiers[0].hits
+            self.note(machine)
             for number in range(NUM_KEYS):
                 cache.discard(key_of(number))
             cache.flush(LONG)
@@ -275,7 +289,7 @@ class Trace:
 
 
 @pytest.mark.parametrize("size", [0, 64 << 10], ids=["scattered", "gathered"])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_trace_has_no_wrong_row_and_loses_no_page(
     fake: FakeStore, monkeypatch: pytest.MonkeyPatch, seed: int, size: int
 ) -> None:
@@ -283,9 +297,9 @@ def test_random_trace_has_no_wrong_row_and_loses_no_page(
     monkeypatch.setattr(mooncake_objects, "_MOST_ENTRIES", 2)
     trace = Trace(fake, seed)
     try:
-        for _ in range(200):
+        for _ in range(NUM_STEPS):
             trace.step()
         trace.end()
     finally:
         trace.unblock()
-    assert trace.hits > 0
+    assert min(trace.counts[name] for name in ("hits", "stored", "damaged", "failures")) > 0
