@@ -291,10 +291,12 @@ def test_number_that_cannot_be_read_raises_and_late_bytes_change_no_later_one(
         fake.plant("get_one", code)
         with pytest.raises(MooncakeError, match=f"read a number: code {code}"):
             call(WEIGHTS)
-    fake.plant("get_one", fake.write_late)
-    assert two[0].generation(WEIGHTS) == number
     fake.write_late()
-    assert two[1].generation(WEIGHTS) == number
+    assert two[0].generation(WEIGHTS) == two[1].generation(WEIGHTS) == number
+    for call in ("put_one", "upsert"):  # the bytes arrive after the number to write
+        fake.plant(call, lambda: fake.write_late() and None)
+    assert two[0].generation(bytes(32)) < 1 << 63
+    assert two[0].revoke(WEIGHTS) < 1 << 63
 
 
 def odd_digests() -> list[bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +14,7 @@ from tiers.fake_store import FakeStore
 from tiers.scene import name_of, rows_in, rows_of, transfer_of
 from tiers.tier_cache import LONG
 
-from vitcache.tiers import EntryName, FetchOutcome, MooncakeTier, mooncake_objects
+from vitcache.tiers import EntryName, FetchOutcome, MooncakeTier, mooncake_client, mooncake_objects
 from vitcache.tiers.mooncake_client import MooncakeClient, MooncakeError
 from vitcache.tiers.mooncake_objects import StoredObject, object_key
 
@@ -379,6 +381,32 @@ def test_memory_of_calls_grows_while_a_group_is_compared(
     outcomes, fetches = fetch(tier, *names)
     assert outcomes == [HIT] * len(names)
     assert all(is_right(each) for each in fetches)
+
+
+def test_memory_of_the_client_is_kept_until_it_is_closed(
+    fake: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def noted(num_bytes: int) -> np.ndarray:
+        memory = new_memory(num_bytes)
+        made.append(weakref.ref(memory))
+        return memory
+
+    new_memory = mooncake_objects.new_memory
+    for module in (mooncake_objects, mooncake_client):
+        monkeypatch.setattr(module, "new_memory", noted)
+    tier = open_tier(fake)
+    for name in sized(1, 5000, 20_000, 100_000, 400_000):
+        assert store(tier, name) == [True]
+        assert fetch(tier, name)[0] == [HIT]
+    tier.generation(bytes(32))
+    gc.collect()
+    assert len(made) >= 6
+    assert all(each() is not None for each in made)  # the engine may still write it, after a failure
+    tier.close()
+    gc.collect()
+    assert all(each() is None for each in made)
 
 
 def test_fake_notes_calls_that_would_end_the_process(fake: FakeStore) -> None:
