@@ -62,6 +62,8 @@ FUZZ_SECONDS ?= 600
 torchvision := torchvision-0.28.0
 # The CUDA runtimes that tests open without a device.
 cudarts := $(shell sed -n '/^[a-z]/s/==/-/p' requirements/cudart.txt)
+# The schemas of the files in examples/fleet.
+schemas := $(shell sed -n '/^[a-z]/s/==/-/p' requirements/schemas.txt)
 
 # An engine and its packages, and in them the vitcache that `make setup` has built.
 recipe = $(wildcard requirements/engines/* requirements/$(1)/*) requirements/triton.txt requirements/dev.txt
@@ -106,7 +108,7 @@ bench: setup
 # Before the tests are built: CMake compares the headers of these wheels with csrc/runtime/cuda_runtime.h.
 cudart: $(cudarts:%=.overlays/%/.installed)
 
-test: setup cudart $(torchvision:%=.overlays/%/.installed)
+test: setup cudart $(torchvision:%=.overlays/%/.installed) $(schemas:%=.overlays/%/.installed)
 	@bash tests/run.sh test $(torchvision)
 
 test-oldest: setup $(overlays:%=.overlays/%/.installed)

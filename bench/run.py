@@ -24,8 +24,20 @@ from vitcache.terminal.progress import Progress
 from vitcache.terminal.table import Table
 
 NAMES = (
-    *("accuracy", "attach", "blocks", "cache", "changes", "cpu", "decode", "engines", "hits", "keys"),
-    *("limit", "merge", "multiturn", "pages", "placement", "policy", "ring", "scatter", "sglang"),
+    *(
+        "accuracy",
+        "attach",
+        "blocks",
+        "cache",
+        "changes",
+        "cpu",
+        "decode",
+        "engines",
+        "fleet",
+        "hits",
+        "keys",
+    ),
+    *("limit", "merge", "mooncake", "multiturn", "pages", "placement", "policy", "ring", "scatter", "sglang"),
     *("sglang_chat", "step", "tiers"),
 )
 BENCHES: dict[str, ModuleType] = {

@@ -92,8 +92,8 @@ case $target in
   test)
     results=build/families-newest.jsonl
     rm -f "$results"
-    # `make cudart` has installed the wheels. Without this variable, pytest skips their tests if they are missing.
-    export VITCACHE_REQUIRE_CUDART=1
+    # `make test` has installed the wheels. Without these variables, pytest skips their tests if they are missing.
+    export VITCACHE_REQUIRE_CUDART=1 VITCACHE_REQUIRE_SCHEMAS=1
     part "tests and docstring examples" env VITCACHE_FAMILY_RESULTS="$results" "${pytest[@]}"
     part "table of models" "$python" tests/models_table.py --check "$results"
     # The module declares operations of torchvision, which PyPI builds for CUDA.

@@ -27,6 +27,7 @@ def test_extras_install_the_packages_that_the_messages_name():
         ("skimage.data", "scikit-image"),
         ("sklearn", "scikit-learn"),
         ("PIL.Image", "pillow"),
+        ("mooncake.store", "mooncake-transfer-engine-non-cuda"),
         ("rich", "rich"),
     ],
 )

@@ -11,10 +11,13 @@ EXTRAS = {
     "transformers": ("transformers",),
     "demo": ("rich", "matplotlib", "scikit-image", "scikit-learn", "pillow"),
     "metrics": ("prometheus-client",),
+    # Not the build for CUDA, which has the same module: it needs the libraries of CUDA.
     "mooncake": ("mooncake-transfer-engine-non-cuda", "xxhash"),
     "vllm": ("vllm",),
     "sglang": ("sglang",),
 }
+# Packages that have the same modules as one of an extra: the build for CUDA.
+EQUAL_PACKAGES = {"mooncake-transfer-engine-non-cuda": "mooncake-transfer-engine"}
 # Modules whose package has another name at PyPI.
 _PACKAGES = {
     "skimage": "scikit-image",

@@ -19,7 +19,7 @@ from vitcache.adapters.sglang.start_up import TESTED_VERSIONS as SGLANG_VERSIONS
 from vitcache.adapters.vllm.plugin import TESTED_VERSIONS as VLLM_VERSIONS
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
-from vitcache.extras import EXTRAS, install_command
+from vitcache.extras import EQUAL_PACKAGES, EXTRAS, install_command
 from vitcache.terminal.progress import Progress
 from vitcache.terminal.table import Table
 from vitcache.versions import SUPPORTED, installed_version, support_note, versions_of_tests
@@ -207,8 +207,12 @@ def range_text(package: str, installed: str) -> str:
 
 def inspect_extras() -> Part:
     """The packages of the extras that have no part of their own."""
-    extras = {extra: EXTRAS[extra] for extra in ("demo", "metrics")}
-    versions = {name: installed_version(name) for names in extras.values() for name in names}
+    extras = {extra: EXTRAS[extra] for extra in ("demo", "metrics", "mooncake")}
+    versions = {
+        name: installed_version(name) or installed_version(EQUAL_PACKAGES.get(name, name))
+        for names in extras.values()
+        for name in names
+    }
     texts = [f"{name} {versions[name]}" for name in versions if versions[name]]
     for extra, names in extras.items():
         missing = [name for name in names if not versions[name]]

@@ -1,4 +1,4 @@
-"""Overhead of the bench `tiers`: steps whose images are all new, with and without an empty disk tier."""
+"""Overhead of the benches `tiers` and `mooncake`: steps with new images, with an empty tier and without."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vitcache import Chunk, DiskTier, EmbeddingCache, Item, Span, VisionPipeline
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
 from vitcache.demo.turns import one_thread
+from vitcache.tiers import Tier
 
 ENCODE, WITHOUT, EMPTY, WRITING = "encode alone", "no tier", "empty disk", "disk, each entry is stored"
 MOST_SHARE = 0.01  # of the time of the encode
@@ -64,8 +65,28 @@ class Tower:
 
 
 def run_overhead(case: OverheadCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields a label before each part."""
-    with torch.no_grad(), one_thread(), tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    """Measure one case with a disk; yields a label before each part."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def disk(name: str) -> Tier:
+            return DiskTier(Path(folder) / name.replace(" ", "-"), "1GiB")
+
+        yield from run_steps(case, recorder, timer, disk, EMPTY, WRITING)
+
+
+def run_steps(
+    case: OverheadCase,
+    recorder: Recorder,
+    timer: Timer,
+    make_tier: Callable[[str], Tier],
+    empty: str,
+    writing: str,
+) -> Iterator[str]:
+    """Measure steps without a tier, with an empty one, and with one in which each image is stored.
+
+    `make_tier` makes the tier of a contender; `empty` and `writing` are the names of the two contenders.
+    """
+    with torch.no_grad(), one_thread(), ExitStack() as stack:
         yield "tower"
         tower, image = Tower(case), torch.randn(case.rows, case.width)
         table, ids = torch.randn(8, case.width), torch.zeros(1, case.rows + 2, dtype=torch.int64)
@@ -73,9 +94,9 @@ def run_overhead(case: OverheadCase, recorder: Recorder, timer: Timer) -> Iterat
         numbers = itertools.count()
         step_of: dict[str, Callable[[], Tensor]] = {}
         caches = {}
-        for name in (WITHOUT, EMPTY, WRITING):
-            tiers = [] if name == WITHOUT else [DiskTier(Path(folder) / name.replace(" ", "-"), "1GiB")]
-            rule = WriteBack(hits=0) if name == WRITING else WriteBack()
+        for name in (WITHOUT, empty, writing):
+            tiers = [] if name == WITHOUT else [make_tier(name)]
+            rule = WriteBack(hits=0) if name == writing else WriteBack()
             cache = caches[name] = stack.enter_context(_make_cache(case, tiers, rule))
             pipeline = VisionPipeline(tower.encode, cache)
 
@@ -90,14 +111,14 @@ def run_overhead(case: OverheadCase, recorder: Recorder, timer: Timer) -> Iterat
                 raise RuntimeError(f"{name}: the step gave other rows than a loop: it gets no number")
         yield "steps in turns"
         samples = timer.rounds_us({ENCODE: lambda: tower(image), **step_of})
-        for name in (EMPTY, WRITING):
+        for name in (empty, writing):
             caches[name].flush(60)
             stats = caches[name].stats().tiers[0]
-            if stats.hits or not stats.misses or bool(stats.stored) != (name == WRITING):
+            if stats.hits or not stats.misses or bool(stats.stored) != (name == writing):
                 raise RuntimeError(f"{name}: unexpected hits, misses or stores: it gets no number")
     encode_us, plain_us = samples[ENCODE].value, samples[WITHOUT].value
     for name, sample in samples.items():
-        is_judged = case.is_judged and name == EMPTY
+        is_judged = case.is_judged and name == empty
         recorder.add(
             *(case.name, name, "step_us", "us", sample),
             against=(WITHOUT, plain_us),
@@ -106,7 +127,7 @@ def run_overhead(case: OverheadCase, recorder: Recorder, timer: Timer) -> Iterat
         )
 
 
-def _make_cache(case: OverheadCase, tiers: list[DiskTier], rule: WriteBack) -> EmbeddingCache:
+def _make_cache(case: OverheadCase, tiers: list[Tier], rule: WriteBack) -> EmbeddingCache:
     size = 8 * max(case.rows, 16) * case.width * 4
     return EmbeddingCache(
         case.width,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vitcache import EmbeddingCache
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
-from vitcache.tiers import EntryName, MemoryTier
+from vitcache.tiers import EntryName, MemoryTier, Tier
 
 FETCH, TIMED = "cache.fetch", "wait of a queue"
 OPEN, WITHOUT = "begin_fetch, breaker open", "begin_fetch, no tier"
@@ -56,7 +56,13 @@ class BlockedTier(MemoryTier):
 def run_waits(case: WaitCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case; yields a label before each part."""
     yield "calls in turns"
-    samples = measure_refusals(case, timer) if case.is_open else measure_deadlines(case, timer)
+    add_waits(
+        case, recorder, measure_refusals(case, timer) if case.is_open else measure_deadlines(case, timer)
+    )
+
+
+def add_waits(case: WaitCase, recorder: Recorder, samples: dict[str, Sample]) -> None:
+    """Record times past the deadline, or of refused calls."""
     metric = "refused_us" if case.is_open else "past_deadline_us"
     reference = WITHOUT if case.is_open else TIMED
     for name, sample in samples.items():
@@ -69,7 +75,7 @@ def run_waits(case: WaitCase, recorder: Recorder, timer: Timer) -> Iterator[str]
         )
 
 
-def make_cache(*tiers: BlockedTier) -> EmbeddingCache:
+def make_cache(*tiers: Tier) -> EmbeddingCache:
     """Return a small cache with these tiers."""
     return EmbeddingCache(
         4, device="cpu", device_bytes="64KiB", host_bytes="64KiB", tiers=tiers, fetch_timeout_s=DEADLINE_S
@@ -97,11 +103,16 @@ def measure_deadlines(case: WaitCase, timer: Timer) -> dict[str, Sample]:
                 tier.release()
         if any(found) or (stats.late, stats.is_open) != (case.keys, True):
             raise RuntimeError("the fetch of a tier that hangs was not late: it gets no number")
-        begin = time.perf_counter()
-        with suppress(queue.Empty):
-            queue.SimpleQueue().get(timeout=DEADLINE_S)
-        plain.append((time.perf_counter() - begin - DEADLINE_S) * 1e6)
+        plain.append(plain_wait())
     return {FETCH: Sample.of(past[2:]), TIMED: Sample.of(plain[2:])}
+
+
+def plain_wait() -> float:
+    """Return the microseconds past the deadline of a plain timed wait."""
+    begin = time.perf_counter()
+    with suppress(queue.Empty):
+        queue.SimpleQueue().get(timeout=DEADLINE_S)
+    return (time.perf_counter() - begin - DEADLINE_S) * 1e6
 
 
 def measure_refusals(case: WaitCase, timer: Timer) -> dict[str, Sample]:
@@ -110,14 +121,15 @@ def measure_refusals(case: WaitCase, timer: Timer) -> dict[str, Sample]:
     with make_cache(tier) as cache, make_cache() as plain:
         try:
             cache.fetch([b"\xff" * 32], 4)  # opens the breaker; the worker hangs
-            return _measure_refusals(case, cache, plain, timer)
+            return measure_open_breaker(case, cache, plain, timer)
         finally:
             tier.release()
 
 
-def _measure_refusals(
+def measure_open_breaker(
     case: WaitCase, cache: EmbeddingCache, plain: EmbeddingCache, timer: Timer
 ) -> dict[str, Sample]:
+    """Return the microseconds of `begin_fetch` of a cache whose breaker is open, and of one without tiers."""
     keys, before = keys_of(case), cache.stats().tiers[0]
     fetch = cache.begin_fetch(keys, 4)
     refused = cache.stats().tiers[0].refused - before.refused

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vitcache.bench.claims.tier_reads import RAW, TIER
@@ -14,53 +16,72 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Metric, words of the axis, factor, unit, whether the axis is logarithmic.
+
+@dataclass(frozen=True)
+class Panel:
+    """A metric: the words of its axis, the unit and factor of its values, and the direction of its target."""
+
+    metric: str
+    words: str
+    unit: str = ""
+    scale: float = 1.0
+    is_log: bool = False
+    at_least: bool = False
+
+
 _PANELS = (
-    ("fetch_gb_per_s", "fetch (GB/s; more is better)", 1.0, " GB/s", False),
-    ("store_gb_per_s", "store of a new file (GB/s; more is better)", 1.0, " GB/s", False),
-    ("past_deadline_us", "caller's time past its deadline, tier hangs (microseconds)", 1.0, " us", False),
-    ("refused_us", "begin_fetch (microseconds)", 1.0, " us", True),
-    ("step_us", "prefetch and step, each image is new (milliseconds)", 1e-3, " ms", False),
-    ("open_us", "open of the folder (milliseconds)", 1e-3, " ms", False),
-    ("exists_us", "exists of 32 entries (microseconds)", 1.0, " us", False),
-    ("turn_ms", "turn after a restart (milliseconds)", 1.0, " ms", False),
-    ("encodes", "images that the turn encodes", 1.0, "", False),
+    Panel("fetch_gb_per_s", "fetch (GB/s; more is better)", " GB/s", at_least=True),
+    Panel("store_gb_per_s", "store of a new file (GB/s; more is better)", " GB/s", at_least=True),
+    Panel("past_deadline_us", "caller's time past its deadline, tier hangs (microseconds)", " us"),
+    Panel("refused_us", "begin_fetch (microseconds)", " us", is_log=True),
+    Panel("step_us", "prefetch and step, each image is new (milliseconds)", " ms", scale=1e-3),
+    Panel("open_us", "open of the folder (milliseconds)", " ms", scale=1e-3),
+    Panel("exists_us", "exists of 32 entries (microseconds)", " us"),
+    Panel("turn_ms", "turn after a restart (milliseconds)", " ms"),
+    Panel("encodes", "images that the turn encodes"),
 )
 
 
 def draw(rows: figures.Rows) -> Figure:
     """Draw the results, each metric in a panel of its own."""
-    panels = []
-    for panel in _PANELS:
-        found = [row for row in rows if row["metric"] == panel[0]]
-        if found:
-            panels.append((panel, found))
-    heights = [0.35 + 0.16 * len(found) for _, found in panels]
-    figure, axes = figures.open_figure(
-        len(panels), 1, height=0.8 * len(panels) + sum(heights), height_ratios=heights
-    )
-    for [place], (panel, found) in zip(axes, panels, strict=True):
-        _draw(place, found, *panel[1:])
     note = f"{RAW}: reads and writes of the same rows, without a checksum. Black: a target. {figures.SPREAD}"
-    return figures.finish(figure, rows, title_of(rows), note, legend=False)
+    return draw_panels(rows, _PANELS, title_of(rows), note)
 
 
-def _draw(axes: Axes, rows: figures.Rows, words: str, scale: float, unit: str, is_log: bool) -> None:
+def draw_panels(rows: figures.Rows, panels: Sequence[Panel], title: str, note: str) -> Figure:
+    """Draw the metrics of `panels` that have results, one below the other."""
+    shown = []
+    for panel in panels:
+        found = [row for row in rows if row["metric"] == panel.metric]
+        if found:
+            shown.append((panel, found))
+    heights = [0.35 + 0.16 * len(found) for _, found in shown]
+    figure, axes = figures.open_figure(
+        len(shown), 1, height=0.8 * len(shown) + sum(heights), height_ratios=heights
+    )
+    for [place], (panel, found) in zip(axes, shown, strict=True):
+        _draw(place, found, panel)
+    return figures.finish(figure, rows, title, note, legend=False)
+
+
+def _draw(axes: Axes, rows: figures.Rows, panel: Panel) -> None:
     looks = figures.styles(list(dict.fromkeys(row["contender"] for row in rows)))
-    if is_log:
+    if panel.is_log:
         axes.set_xscale("log")
     targets = {
-        (row["case"], row["contender"]): scale * _limit_of(row) for row in rows if row["target"] is not None
+        (row["case"], row["contender"]): panel.scale * _limit_of(row)
+        for row in rows
+        if row["target"] is not None
     }
-    figures.compare(axes, rows, looks, unit=unit, scale=scale, targets=targets)
-    if is_log:
+    figures.compare(axes, rows, looks, unit=panel.unit, scale=panel.scale, targets=targets)
+    if panel.is_log:
         figures.log_ticks(axes)
     else:
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-    axes.set(xlabel=words, ylabel="case")
+    axes.set(xlabel=panel.words, ylabel="case")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))  # one of each contender, and one target
-    if TARGET in unique and rows[0]["metric"] == "fetch_gb_per_s":
+    if TARGET in unique and panel.at_least:
         unique["target: at least"] = unique.pop(TARGET)
     look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.14, 1.04), "frameon": False}
     axes.legend(unique.values(), unique, fontsize=8, **look)
@@ -68,7 +89,7 @@ def _draw(axes: Axes, rows: figures.Rows, words: str, scale: float, unit: str, i
 
 def _limit_of(row: dict[str, Any]) -> float:
     """Return the value of a target: targets of rates and of steps are ratios."""
-    is_ratio = row["metric"] in ("fetch_gb_per_s", "step_us")
+    is_ratio = row["metric"] in ("fetch_gb_per_s", "store_gb_per_s", "step_us")
     return float(row["target"] * (row["value"] / row["ratio"] if is_ratio else 1))
 
 

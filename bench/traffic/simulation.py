@@ -101,6 +101,46 @@ class Tier:
         return needed
 
 
+class TwoTiers:
+    """The entries of a cache with a device tier and a host tier."""
+
+    def __init__(
+        self, policy: str, device_pages: int, host_pages: int = 0, *, page_rows: int = PAGE_ROWS
+    ) -> None:
+        self.inserted_pages = self.written_pages = 0
+        self._device, self._host = Tier(policy, device_pages), Tier(policy, host_pages)
+        self._costs: dict[bytes, float] = {}
+        self._page_rows = page_rows
+
+    def access(self, key: bytes, num_rows: int, encode_ms: float) -> bool:
+        """Look up an item, and insert it if it is missing; return whether it was a hit."""
+        for tier in (self._device, self._host):
+            if key in tier:
+                tier.touch(key)
+                return True
+        pages = pages_for(num_rows, self._page_rows)
+        if pages <= self._device.num_pages:
+            self._insert(key, pages, encode_ms)
+        return False
+
+    def _insert(self, key: bytes, pages: int, encode_ms: float) -> None:
+        """Insert an item. Victims of the device tier are demoted as the policy says."""
+        self._costs[key] = encode_ms
+        self.inserted_pages += pages
+        demoted: list[tuple[bytes, int]] = []
+        available = self._host.num_pages
+        # The order of eviction in each tier is that of the cache's ledger.
+        for victim, size in self._device.allocate(pages, in_policy_order=True):
+            if size <= available:  # the pages of earlier demotions of this access are pending
+                self._host.allocate(size, in_policy_order=False)
+                available -= size
+                demoted.append((victim, size))
+                self.written_pages += size
+        for victim, size in reversed(demoted):
+            self._host.insert(victim, size, self._costs[victim])
+        self._device.insert(key, pages, encode_ms)
+
+
 def simulate(
     trace: Sequence[Access],
     policy: str,
@@ -110,35 +150,15 @@ def simulate(
     page_rows: int = PAGE_ROWS,
 ) -> Outcome:
     """Replay a trace. If there is a host tier, victims of the device tier are demoted as the policy says."""
-    device, host = Tier(policy, device_pages), Tier(policy, host_pages)
-    costs: dict[bytes, float] = {}
+    tiers = TwoTiers(policy, device_pages, host_pages, page_rows=page_rows)
     outcome = Outcome()
     for key, num_rows, encode_ms in trace:
         outcome.accesses += 1
         outcome.encode_ms += encode_ms
-        tier = next((tier for tier in (device, host) if key in tier), None)
-        if tier is not None:
-            tier.touch(key)
+        if tiers.access(key, num_rows, encode_ms):
             outcome.hits += 1
             outcome.saved_ms += encode_ms
-            continue
-        pages = pages_for(num_rows, page_rows)
-        if pages > device_pages:
-            continue
-        costs[key] = encode_ms
-        outcome.inserted_pages += pages
-        demoted: list[tuple[bytes, int]] = []
-        available = host_pages
-        # The order of eviction in each tier is that of the cache's ledger.
-        for victim, size in device.allocate(pages, in_policy_order=True):
-            if size <= available:  # the pages of earlier demotions of this access are pending
-                host.allocate(size, in_policy_order=False)
-                available -= size
-                demoted.append((victim, size))
-                outcome.written_pages += size
-        for victim, size in reversed(demoted):
-            host.insert(victim, size, costs[victim])
-        device.insert(key, pages, encode_ms)
+    outcome.inserted_pages, outcome.written_pages = tiers.inserted_pages, tiers.written_pages
     return outcome
 
 

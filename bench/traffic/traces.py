@@ -36,6 +36,14 @@ class Access(NamedTuple):
     encode_ms: float
 
 
+class Request(NamedTuple):
+    """A request: its time, the number of its client, and its images."""
+
+    at_s: float
+    client: int
+    images: list[Access]
+
+
 Step = tuple[float, list[Access]]  # seconds to wait, then the images of a request
 Client = Iterator[Step]
 
@@ -80,6 +88,17 @@ class Traffic:
                 images += [self.new_image() for _ in range(self._geometric(1.6))]
             yield self.random.expovariate(1 / 60), images
 
+    def shared_chat(self) -> Client:
+        """A chat whose requests begin with the logo of its application, and in half of them with a document.
+
+        Some logos and documents are popular: many chats send them.
+        """
+        shared = [self._icons[self._popular(ICONS)]]
+        if self.random.random() < 0.5:
+            shared += self._documents[self._popular(DOCUMENTS)]
+        for wait, images in self.chat():
+            yield wait, [*shared, *images]
+
     def document(self) -> Client:
         """Three questions on average about one document, half a minute apart; some documents are popular."""
         pages = self._documents[self._popular(DOCUMENTS)]
@@ -104,21 +123,28 @@ class Traffic:
     def accesses(self, rates: dict[str, float], length: int) -> list[Access]:
         """Return `length` accesses; `rates` is the number of new clients per second of each kind."""
         trace: list[Access] = []
+        for request in self.requests(rates):
+            trace += request.images
+            if len(trace) >= length:
+                break
+        return trace[:length]
+
+    def requests(self, rates: dict[str, float]) -> Iterator[Request]:
+        """Yield requests in the order of their times, without end; `rates` as for `accesses`."""
         kinds, weights = list(rates), list(rates.values())
-        waiting: list[tuple[float, int, Client, list[Access]]] = []
-        arrival, numbers = 0.0, count()
-        while len(trace) < length:
+        waiting: list[tuple[float, int, int, Client, list[Access]]] = []
+        arrival, numbers, clients = 0.0, count(), count()
+        while True:
             if not waiting or arrival < waiting[0][0]:
                 (kind,) = self.random.choices(kinds, weights)
-                now, client = arrival, getattr(self, kind)()
+                now, number, client = arrival, next(clients), getattr(self, kind)()
                 arrival += self.random.expovariate(sum(weights))
             else:
-                now, _, client, images = heapq.heappop(waiting)
-                trace += images
+                now, _, number, client, images = heapq.heappop(waiting)
+                yield Request(now, number, images)
             step = next(client, None)
             if step is not None:
-                heapq.heappush(waiting, (now + step[0], next(numbers), client, list(step[1])))
-        return trace[:length]
+                heapq.heappush(waiting, (now + step[0], next(numbers), number, client, list(step[1])))
 
     def _document(self) -> list[Access]:
         return [self.new_image(self.random.randint(*PAGE_TOKENS)) for _ in range(self._geometric(12))]

@@ -13,6 +13,11 @@ require_python() {
     fail "$3, .venv has $(.venv/bin/python -V): make clean, then PYTHON=python3.11"
 }
 
+# require_library FILE PACKAGE USER: a library that pip does not install, and the package of Debian that has it.
+require_library() {
+  .venv/bin/python -c "import ctypes; ctypes.CDLL('$1')" 2>/dev/null || fail "$3 needs $1: apt-get install $2"
+}
+
 # MIN_ENGINES_DISK_GB is the disk space of all environments. One that exists has its part already.
 require_disk() {
   local free_mb taken_mb

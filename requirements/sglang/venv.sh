@@ -9,6 +9,7 @@ venv=.venv-sglang
 
 [[ $(uname -sm) == "Linux x86_64" ]] || fail "SGLang's wheels are built for Linux x86_64, this machine is $(uname -sm)"
 require_python "3, 11" "3, 14" "SGLang 0.5.23 has wheels for Python 3.11 to 3.13"
+require_library libibverbs.so.1 libibverbs1 "the client of Mooncake"
 require_disk
 new_venv
 install --no-deps -r $here/dependencies.txt

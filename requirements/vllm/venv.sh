@@ -12,8 +12,8 @@ venv=.venv-vllm
   fail "vLLM's operations for the CPU are built for Linux x86_64, this machine is $(uname -sm)"
 require_python "3, 11" "3, 15" "vLLM 0.33.0 needs Python 3.11 to 3.14"
 grep -qw avx2 /proc/cpuinfo || fail "vLLM's operations need a CPU with AVX2, this one has none"
-.venv/bin/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
-  fail "vLLM's operations need libnuma.so.1: apt-get install libnuma1"
+require_library libnuma.so.1 libnuma1 "the CPU build of vLLM"
+require_library libibverbs.so.1 libibverbs1 "the client of Mooncake"
 require_disk
 new_venv
 install --no-deps -r $here/dependencies.txt

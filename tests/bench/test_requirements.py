@@ -65,6 +65,7 @@ def test_case_whose_package_is_missing_names_it_as_pip_does(
         assert line.endswith(" failed: it needs scikit-learn: pip install 'vitcache[demo]'")
 
 
-def test_only_the_benches_of_engines_need_packages_that_the_setup_lacks() -> None:
+def test_only_the_benches_of_engines_and_of_a_store_need_a_package() -> None:
     needs = {name: bench.REQUIRES for name, bench in run.BENCHES.items() if hasattr(bench, "REQUIRES")}
-    assert needs == {"engines": "vllm", "sglang": "sglang", "sglang_chat": "sglang"}
+    engines = {"engines": "vllm", "sglang": "sglang", "sglang_chat": "sglang"}
+    assert needs == {**engines, "mooncake": "mooncake"}

@@ -53,7 +53,7 @@ def test_names_for_a_gpu_leave_out_the_benches_of_the_cpu() -> None:
         on_gpu
     )
     assert set(run.BENCHES) - set(on_gpu) == {
-        *("attach", "cache", "changes", "cpu", "decode", "pages", "policy", "tiers")
+        *("attach", "cache", "changes", "cpu", "decode", "fleet", "mooncake", "pages", "policy", "tiers")
     }
 
 

@@ -46,8 +46,8 @@ def test_later_engine_encodes_no_stored_image_and_gives_the_same_tokens(
     later = result(f"{name}-second")
     assert encodes(later["again"]) == [0, 0, 0]
     assert tokens(later["again"]) == tokens(first["answers"][:3])
-    assert later["counters"]["vllm:vitcache_hits tier=disk"] == 4
-    assert later["counters"]["vllm:vitcache_disk_fetches result=hit"] == 4
+    assert later["counters"]["vllm:vitcache_hits tier=lower"] == 4
+    assert later["counters"]["vllm:vitcache_tier_fetches tier=disk result=hit"] == 4
 
 
 @FULL
@@ -69,6 +69,6 @@ def test_engine_over_a_hanging_disk_encodes_and_gives_the_same_tokens(
     assert encodes(hung["hung"]) == [1, 2, 1]
     assert tokens(hung["hung"]) == tokens(first["answers"][:3])
     counters = hung["counters"]
-    assert counters["vllm:vitcache_disk_openings"] == 1
-    assert counters["vllm:vitcache_disk_waits"] == 1  # the later requests ask a disk that is off
-    assert counters["vllm:vitcache_disk_fetches result=refused"] == 3
+    assert counters["vllm:vitcache_tier_openings tier=disk"] == 1
+    assert counters["vllm:vitcache_tier_waits"] == 1  # the later requests ask a disk that is off
+    assert counters["vllm:vitcache_tier_fetches tier=disk result=refused"] == 3

@@ -102,9 +102,8 @@ def test_reduce_of_no_items_is_zero_and_names_no_problem() -> None:
 def test_every_series_exists_before_the_first_report(transfer: ECTransferConfig) -> None:
     make_prom(transfer, engines=2)
     for counter in COUNTERS.values():
-        labels = dict([counter.label]) if counter.label else {}
         for engine in "01":
-            assert sample(counter.family, engine, **labels) == 0.0, counter.family
+            assert sample(counter.family, engine, **dict(counter.labels)) == 0.0, counter.family
 
 
 def test_observe_adds_the_reports_of_each_engine_to_its_series(transfer: ECTransferConfig) -> None:

@@ -15,6 +15,7 @@ from engine_runner.chat import NUM_IMAGES, TURNS
 from engine_runner.pool import Pool
 from engine_runner.printed import printed_blocks, printed_flags, printed_options
 from engine_runner.server import Server
+from fleet_files import commands
 
 Result = Callable[[str], dict[str, Any]]
 
@@ -37,6 +38,18 @@ def test_flags_of_the_printed_command_are_parsed_by_vllm(pool: Pool) -> None:
     wanted = options["ec_transfer_config"]
     assert {name: getattr(transfer, name) for name in wanted} == wanted
     assert manager.encoder_cache_manager_cls == options["ec_manager_config"]["encoder_cache_manager_cls"]
+
+
+@pytest.mark.parametrize("name", [name for name, words in commands().items() if words[0] == "vllm"])
+def test_flags_of_the_files_of_the_fleet_are_parsed_by_vllm(name: str, pool: Pool) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.cli.serve import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    flags = commands()[name][3:]  # behind `vllm serve MODEL`
+    parser = make_arg_parser(FlexibleArgumentParser())
+    found = AsyncEngineArgs.from_cli_args(parser.parse_args([str(pool.model("qwen3")), *flags]))
+    assert "mooncake" in found.ec_transfer_config.ec_connector_extra_config
 
 
 @pytest.mark.engines("qwen3-printed", "qwen3-whole-stock")

@@ -122,13 +122,15 @@ def load_table() -> list[str]:
 def metric_table() -> list[str]:
     """Return the lines of the table of metrics."""
     lines = ["| metric | label | meaning |", "|---|---|---|"]
-    families: dict[str, list[str]] = {}
+    families: dict[str, dict[str, None]] = {}
     for counter in COUNTERS.values():
-        families.setdefault(counter.family, [])
-        if counter.label:
-            families[counter.family].append('`{}="{}"`'.format(*counter.label))
+        labels = families.setdefault(counter.family, {})
+        labels |= dict.fromkeys(f'`{name}="{value}"`' for name, value in counter.labels)
     texts = {counter.family: counter.text for counter in COUNTERS.values()}
-    for family, labels in families.items():
+    for family, found in families.items():
+        # The values of one name are together, those of the first name first.
+        names = [label.partition("=")[0] for label in found]
+        labels = sorted(found, key=lambda label: names.index(label.partition("=")[0]))
         lines.append(f"| `vllm:vitcache_{family}_total` | {', '.join(labels)} | {texts[family]} |")
     return [line.replace("|  |", "| |") for line in lines]
 

@@ -97,8 +97,10 @@ class CachedSide:
         table = self.model.get_input_embeddings()
         shape = self._levels, num_tokens, table.weight.shape[1]
         deepstack = table.weight.new_empty(shape) if self._levels else None
+        chunks = [Chunk(items, 0, num_tokens)]
+        self._pipeline.fetch(chunks)  # from tiers below the host tier, if the cache has some
         result = self._pipeline.embed(
-            [Chunk(items, 0, num_tokens)],
+            chunks,
             prompt.input_ids.to(self.device),
             table.weight,
             deepstack=deepstack,

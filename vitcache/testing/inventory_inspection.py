@@ -64,7 +64,7 @@ class FetchState(NamedTuple):
 
 
 def inspect_fetches(fetches: Any) -> FetchState:
-    """Return the state of `DiskFetches` of an inventory. Only its own thread may call."""
+    """Return the state of `TierFetches` of an inventory. Only its own thread may call."""
     cancelled = {flight.item for flight in fetches._cancelled}
     return FetchState(
         {*fetches._waits, *fetches._settled},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ import numpy as np
 from vitcache.arguments import check_bool, shown, to_factor, to_int
 from vitcache.handles import described, refuse_copies
 from vitcache.tiers.checks import check_parts
+from vitcache.tiers.mooncake_address import check_devices, check_host, host_and_port
 from vitcache.tiers.mooncake_client import (
     BEING_WRITTEN,
     EXISTS,
@@ -86,8 +86,8 @@ class MooncakeTier:
     TypeError
         If an argument has another type than its default, or `master` is not a str.
     ValueError
-        If `master` is not ``"host:port"``, `protocol` is unknown, `replicas` is not in 1 to 64, or `worth` is
-        not finite and more than 0.
+        If `master` is not ``"host:port"``, `local_host` or `devices` has other characters, `protocol` is
+        unknown, `replicas` is not in 1 to 64, or `worth` is not finite and more than 0.
     ImportError
         If Mooncake's client cannot be loaded: ``pip install 'vitcache[mooncake]'``.
 
@@ -112,11 +112,10 @@ class MooncakeTier:
         single_flight: bool = False,
         worth: float | None = 0.5,
     ) -> None:
-        self._master = _host_and_port(master)
-        if local_host is not None and not isinstance(local_host, str):
-            raise TypeError(f"local_host must be a str or None, got {type(local_host).__name__}")
-        if not isinstance(devices, str):
-            raise TypeError(f"devices must be a str, got {type(devices).__name__}")
+        self._master = host_and_port("master", master)
+        if local_host is not None:
+            check_host("local_host", local_host)
+        check_devices("devices", devices)
         if protocol not in ("tcp", "rdma"):
             raise ValueError(f"protocol is {shown(protocol)}, it must be 'tcp' or 'rdma'")
         check_bool("single_flight", single_flight)
@@ -365,13 +364,3 @@ def _read_new(client: MooncakeClient, key: str, old: int | None) -> int:
             return number
         time.sleep(_NUMBER_WAIT_S)
     raise RuntimeError(f"another process writes the object {key}, and has not finished")
-
-
-def _host_and_port(master: str) -> tuple[str, int]:
-    """Return the two parts of an address such as ``"store:50051"`` or ``"[::1]:50051"``."""
-    if not isinstance(master, str):
-        raise TypeError(f"master must be a str, got {type(master).__name__}")
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})", master, re.ASCII)
-    if match is None or not 0 < int(match[2]) < 1 << 16:
-        raise ValueError(f"master is {shown(master)}, it must be 'host:port' with a port from 1 to 65535")
-    return match[1].strip("[]"), int(match[2])

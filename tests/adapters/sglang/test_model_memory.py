@@ -150,8 +150,9 @@ def lines_of(caplog: pytest.LogCaptureFixture, reserved: int, shape: StepShape, 
     caplog.clear()
     caplog.set_level(logging.INFO, "vitcache.adapters.sglang")
     make_memory(Model(shape.levels), shape, reserved, Options(**options)).close()
-    assert {record.levelno for record in caplog.records} == {logging.INFO}
-    return [record.getMessage() for record in caplog.records]
+    records = [record for record in caplog.records if record.name == "vitcache.adapters.sglang"]
+    assert {record.levelno for record in records} == {logging.INFO}
+    return [record.getMessage() for record in records]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,8 @@ def test_line_shows_every_option(caplog: pytest.LogCaptureFixture, tmp_path: Pat
         "trust_engine_hash": True,
         "disk": str(tmp_path),
         "disk_bytes": 9 * MIB,
+        "mooncake": "127.0.0.1:9",
+        "mooncake_worth": None,
         "weights_name": "v1",
     }
     assert set(options) == set(Options.__dataclass_fields__)
@@ -207,13 +210,15 @@ def test_line_shows_every_option(caplog: pytest.LogCaptureFixture, tmp_path: Pat
             "3 MiB on cpu (device_bytes,",
             "7 MiB in host memory",
             "9 MiB on disk",
+            "mooncake 127.0.0.1:9",
             pages,
         ),
         *("3 deepstack levels", "policy cost", "at most 123 rows per encode", "ring of 5 MiB"),
         *("tensor parallel rank 0 of 1", "trust_engine_hash true"),
     ):
         assert text in line
-    assert name == f"vitcache finds the rows of {tmp_path} after a restart with the weights 'v1'"
+    places = f"{tmp_path} and the store of 127.0.0.1:9"
+    assert name == f"vitcache finds the rows of {places} after a restart with the weights 'v1'"
 
 
 def test_line_of_default_options_has_their_values(caplog: pytest.LogCaptureFixture) -> None:
@@ -223,6 +228,7 @@ def test_line_of_default_options_has_their_values(caplog: pytest.LogCaptureFixtu
         *(
             "0 MiB in host memory",
             "0 MiB on disk",
+            "mooncake none",
             "0 deepstack levels",
             "policy lru",
             f"at most {rows} rows per encode",

@@ -11,6 +11,7 @@ from vitcache.adapters.sglang.options import VARIABLE, Options
 from vitcache.cache.policies import POLICIES
 from vitcache.ring.pinned_ring import MIN_BYTES
 from vitcache.tiers.disk_tier import DiskTier
+from vitcache.tiers.mooncake_tier import MooncakeTier
 
 
 @pytest.mark.parametrize("text", ["", " \n", "{}", " {} "])
@@ -33,11 +34,13 @@ def test_all_options_are_read_from_the_variable(monkeypatch: pytest.MonkeyPatch)
         "trust_engine_hash": True,
         "disk": "/var/cache/images",
         "disk_bytes": "2 TiB",
+        "mooncake": "master:50051",
+        "mooncake_worth": 1,
         "weights_name": "v1 of 2026",
     }
     monkeypatch.setenv(VARIABLE, json.dumps(values))
-    disk = ("/var/cache/images", 2 << 40, "v1 of 2026")
-    assert Options.from_environment() == Options(3 << 29, 4096, 7, "cost", 1 << 10, True, *disk)
+    tiers = ("/var/cache/images", 2 << 40, "master:50051", 1.0, "v1 of 2026")
+    assert Options.from_environment() == Options(3 << 29, 4096, 7, "cost", 1 << 10, True, *tiers)
 
 
 def test_zero_bytes_of_host_memory_are_accepted_and_of_the_device_are_not() -> None:
@@ -67,6 +70,12 @@ WRONG_SIZES = [
 
 
 DISK: dict[str, Any] = {"disk": "/d", "disk_bytes": "1 GiB", "host_bytes": "1 GiB", "weights_name": "v1"}
+STORE: dict[str, Any] = {
+    "mooncake": "127.0.0.1:50051",
+    "mooncake_worth": None,
+    "host_bytes": "1 GiB",
+    "weights_name": "v1",
+}
 
 
 @pytest.mark.parametrize(
@@ -77,18 +86,44 @@ DISK: dict[str, Any] = {"disk": "/d", "disk_bytes": "1 GiB", "host_bytes": "1 Gi
         ("disk", ["host_bytes", "disk_bytes"]),
         ("disk_bytes", ["disk"]),
         ("weights_name", ["disk", "disk_bytes"]),
+        ("mooncake", ["host_bytes"]),
+        ("mooncake_worth", ["mooncake"]),
+        ("weights_name", ["mooncake", "mooncake_worth"]),
     ],
 )
 def test_option_without_one_that_it_needs_is_refused_by_both_names(name: str, left_out: list[str]) -> None:
-    values = {each: value for each, value in DISK.items() if each not in left_out}
+    options = STORE if "mooncake" in f"{name} {left_out}" else DISK
+    values = {each: value for each, value in options.items() if each not in left_out}
     with pytest.raises(ValueError, match=f"'{name}'.*needs.*{left_out[0]}"):
         Options.from_json(json.dumps(values))
-    assert Options.from_json(json.dumps(DISK)).disk == "/d"
+    assert Options.from_json(json.dumps(options)).has_tiers
 
 
-def test_disk_below_a_host_tier_without_bytes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'disk'.*needs 'host_bytes'"):
-        Options.from_json(json.dumps(DISK | {"host_bytes": 0}))
+@pytest.mark.parametrize("options", [DISK, STORE], ids=["disk", "mooncake"])
+def test_tier_below_a_host_tier_without_bytes_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"'{next(iter(options))}'.*needs 'host_bytes'"):
+        Options.from_json(json.dumps(options | {"host_bytes": 0}))
+
+
+def test_disk_and_store_are_accepted_together() -> None:
+    options = Options.from_json(json.dumps(DISK | STORE))
+    assert (options.disk, options.mooncake, options.mooncake_worth) == ("/d", "127.0.0.1:50051", None)
+
+
+@pytest.mark.parametrize("value", ["", "host", "host:", ":1", "host:0", "host:65536", "a b:1", 1, None])
+def test_wrong_address_of_a_store_is_refused_by_name(value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"\['mooncake'\]"):
+        Options.from_json(json.dumps(STORE | {"mooncake": value}))
+
+
+@pytest.mark.parametrize("value", [0, -0.5, True, "0.5", []])
+def test_wrong_worth_of_a_store_is_refused_by_name(value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"\['mooncake_worth'\]"):
+        Options.from_json(json.dumps(STORE | {"mooncake_worth": value}))
+
+
+def test_options_have_the_worth_of_the_tier() -> None:
+    assert Options().mooncake_worth == MooncakeTier("127.0.0.1:50051").worth
 
 
 def test_disk_has_at_least_the_bytes_that_its_tier_needs() -> None:

@@ -15,7 +15,7 @@ import torch
 from sglang_page import count_table, reason_table, size_table
 from vllm_page import ITEMSIZE, MODELS, SIZES
 
-from vitcache.adapters.sglang import model_cache, model_disk, model_memory, start_up
+from vitcache.adapters.sglang import model_cache, model_memory, model_tiers, start_up
 from vitcache.adapters.sglang.model_cache import FETCH_TIMEOUT_S
 from vitcache.adapters.sglang.model_memory import UNRESERVED_BYTES
 from vitcache.adapters.sglang.options import VARIABLE, Options
@@ -64,7 +64,8 @@ def test_table_of_options_has_every_option_and_its_default() -> None:
         f"{RING_BYTES >> 20} MiB",
     )
     assert (Options().disk, Options().disk_bytes, Options().weights_name) == (None, 0, None)
-    assert [defaults["disk"], defaults["disk_bytes"]] == ["none", "none"]
+    assert [defaults["disk"], defaults["disk_bytes"], defaults["mooncake"]] == ["none"] * 3
+    assert (Options().mooncake, defaults["mooncake_worth"]) == (None, str(Options().mooncake_worth))
     assert f"at most {FETCH_TIMEOUT_S} s" in PAGE
     assert defaults["trust_engine_hash"] == str(Options().trust_engine_hash).lower()
 
@@ -76,6 +77,7 @@ def test_printed_options_are_accepted_and_change_a_default() -> None:
     assert [Options.from_json(value) for value in values] == [
         Options(host_bytes=16 << 30),
         Options(host_bytes=16 << 30, disk=disk, disk_bytes=200 << 30, weights_name=name),
+        Options(host_bytes=16 << 30, mooncake="10.0.0.7:50051", weights_name=name),
     ]
     assert PAGE.count(disk) == 3  # in the command of the options, in the line of the log, in that which wipes
     parts = re.findall(r"`(\"\w+\":[^`]+)`", PAGE)
@@ -124,7 +126,7 @@ def test_printed_log_lines_are_those_of_a_start(
     start_up.check_start_up()
     shape = model_cache.StepShape(4096, 3, torch.bfloat16, torch.device("cpu"))
     model_memory.make_memory(Qwen3VLForConditionalGeneration(), shape, 1 << 20, Options()).close()
-    model_disk.log_name(Options(disk="/var/cache/vitcache", weights_name="qwen3-vl-8b of May"))
+    model_tiers.log_name(Options(disk="/var/cache/vitcache", weights_name="qwen3-vl-8b of May"))
     printed = re.findall(r"^    (vitcache .*)$", PAGE, re.M)
     assert [record.levelname for record in caplog.records] == ["INFO"] * 3
     sizes = r"\b\d+ MiB|pages of \d+|cuda:0|cpu"  # those of the page are an example
@@ -133,7 +135,8 @@ def test_printed_log_lines_are_those_of_a_start(
 
 
 def test_every_message_of_the_page_is_a_message_of_the_code() -> None:
-    shared = [ROOT / "vitcache" / name for name in ("arguments.py", "pages/pool.py", "adapters/agreement.py")]
+    names = ("arguments.py", "pages/pool.py", "adapters/agreement.py", "tiers/mooncake_tier.py")
+    shared = [ROOT / "vitcache" / name for name in names]
     paths = [*(ROOT / "vitcache/adapters/sglang").glob("*.py"), *shared]
     sources = [re.sub(r'"\s*f?"', "", path.read_text()) for path in paths]
     fragments = [cells[0].strip("`") for cells in rows_below("Trouble")]

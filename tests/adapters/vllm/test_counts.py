@@ -6,21 +6,27 @@ from typing import Any
 
 import pytest
 
-from vitcache.adapters.vllm.counts import COUNTERS, Counts, add_counts
+from vitcache.adapters.vllm.counts import COUNTERS, LOWER_TIERS, Counts, add_counts
+from vitcache.adapters.vllm.tier_settings import TierSettings
 
 
-def test_every_counter_of_a_family_has_the_same_text_unit_and_label_name() -> None:
+def test_every_counter_of_a_family_has_the_same_text_unit_and_label_names() -> None:
     families: dict[str, set[Any]] = {}
     for counter in COUNTERS.values():
-        about = (counter.text, counter.unit, counter.label and counter.label[0])
+        about = (counter.text, counter.unit, tuple(dict(counter.labels)))
         families.setdefault(counter.family, set()).add(about)
     assert {family: len(found) for family, found in families.items() if len(found) != 1} == {}
 
 
-def test_name_of_a_counter_is_its_family_and_the_value_of_its_label() -> None:
+def test_name_of_a_counter_is_its_family_and_the_values_of_its_labels() -> None:
     for name, counter in COUNTERS.items():
-        assert name == "_".join([counter.family, *([counter.label[1]] if counter.label else [])])
+        assert name == "_".join([counter.family, *dict(counter.labels).values()])
         assert counter.text.endswith(".")
+
+
+def test_tiers_of_the_counters_are_those_of_the_settings() -> None:
+    settings = TierSettings("a", "", 0.1, "/rows", 1 << 20, "127.0.0.1:1")
+    assert tuple(tier.name for tier in settings.make()) == LOWER_TIERS
 
 
 def test_take_returns_the_sums_since_the_last_call() -> None:

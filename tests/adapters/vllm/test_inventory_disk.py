@@ -11,6 +11,7 @@ from vllm_scene.requests import Request, make_request
 from vllm_scene.worker import WorkerModel
 
 from vitcache.adapters.vllm.orders import StepOrders
+from vitcache.adapters.vllm.tier_fetches import TierFetches
 from vitcache.testing import FetchState, inspect_fetches
 
 TIMEOUT_S = 0.1
@@ -32,7 +33,7 @@ class Scene(Pass):
         self.disk = FakeDisk(self.worker, fetch_pages)
         for name in stored:
             self.disk.contents[key(name)] = ("", name, rows, 0)
-        self.fetches = self.inventory.disk = self.disk.fetches(self.inventory.counts, TIMEOUT_S)
+        self.fetches = self.inventory.fetches = self.disk.fetches(self.inventory.counts, TIMEOUT_S)
 
     def admit(self, *items: str, num_rows: int = 4, computed: int = 0) -> tuple[Request, bool]:
         self.number += 1
@@ -99,8 +100,8 @@ def test_stored_item_is_fetched_while_its_request_waits_and_then_loaded() -> Non
     assert scene.place(request) == ["load"]
     assert scene.execute().loads["a"].key == key("a")
     counts = scene.counts()
-    assert (counts["hits_disk"], counts["disk_waits"]) == (1, 1)
-    assert counts["disk_wait_seconds"] == pytest.approx(0.03)
+    assert (counts["hits_lower"], counts["tier_waits"]) == (1, 1)
+    assert counts["tier_wait_seconds"] == pytest.approx(0.03)
     assert "encodes" not in counts
     assert scene.disk.num_begun == 1
 
@@ -111,7 +112,7 @@ def test_fetched_item_is_of_the_host_tier_at_its_later_loads() -> None:
     scene.serve("b")
     assert scene.serve("a")[0] == ["load"]
     counts = scene.counts()
-    assert (counts["hits_disk"], counts["hits_host"]) == (1, 1)
+    assert (counts["hits_lower"], counts["hits_host"]) == (1, 1)
 
 
 def test_item_that_the_disk_lacks_is_encoded_after_its_answer() -> None:
@@ -196,7 +197,7 @@ def test_disk_that_is_off_delays_no_request_by_a_pass() -> None:
     assert is_admitted
     assert scene.place(request) == ["encode"]
     scene.execute()
-    assert "disk_waits" not in scene.counts()
+    assert "tier_waits" not in scene.counts()
 
 
 def test_two_requests_with_one_item_wait_for_one_fetch() -> None:
@@ -279,6 +280,16 @@ def test_pages_that_a_fetch_may_still_write_are_not_used_for_others() -> None:
     scene.disk.lost = 1
     scene.admit("a", "b")
     assert scene.disk.num_begun == 1
+
+
+def test_each_tier_may_read_pages_of_its_own_that_no_fetch_gets() -> None:
+    scene = Scene(stored="abcd")
+    counts = scene.inventory.counts
+    scene.inventory.fetches = TierFetches(
+        scene.disk, 5, TIMEOUT_S, counts, num_tiers=2, clock=scene.disk.clock
+    )
+    scene.admit("a", "b", "c", "d")
+    assert scene.disk.num_begun == 3
 
 
 def test_resident_item_of_another_tenant_is_not_fetched() -> None:

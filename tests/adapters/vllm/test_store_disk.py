@@ -16,12 +16,13 @@ from vllm_scene.engine import Engine, run_traffic
 from vllm_scene.requests import make_settings
 from vllm_scene.store_worker import StoreWorker, make_rows
 
-from vitcache.adapters.vllm import disk_settings
-from vitcache.adapters.vllm.disk_fetches import DiskFetches, Item
+from vitcache.adapters.vllm import tier_settings
 from vitcache.adapters.vllm.inventory import Inventory
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
-from vitcache.adapters.vllm.worker_disk import ItemFetch, WorkerDisk
+from vitcache.adapters.vllm.tier_fetches import Item, TierFetches
+from vitcache.adapters.vllm.worker_tiers import ItemFetch, WorkerTiers
 from vitcache.tiers.disk_tier import DiskTier
+from vitcache.tiers.memory_tier import MemoryTier
 
 WIDTH = 8
 WAIT_S = 60.0
@@ -30,18 +31,20 @@ WAIT_S = 60.0
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a disk take as long as it takes, also on a busy machine."""
-    monkeypatch.setattr(disk_settings, "FETCH_TIMEOUT_S", WAIT_S)
+    monkeypatch.setattr(tier_settings, "FETCH_TIMEOUT_S", WAIT_S)
 
 
 class Scene:
     """A store over a folder, with orders written by hand."""
 
-    def __init__(self, folder: Path, name: str | None = "weights", device_pages: int = 8) -> None:
-        options = {"disk": str(folder), "disk_bytes": "16MiB", "weights_name": name}
+    def __init__(
+        self, folder: Path, name: str | None = "weights", device_pages: int = 8, **options: Any
+    ) -> None:
+        options = {"disk": str(folder), "disk_bytes": "16MiB", "weights_name": name, **options}
         self.settings = make_settings(device_pages, 8, **options)
         self.worker = StoreWorker(self.settings)
         self.store = self.worker.store
-        self.disk = WorkerDisk(lambda: self.store, self.settings.page_bytes)
+        self.disk = WorkerTiers(lambda: self.store, self.settings.page_bytes)
         self.step = 0
 
     def run(self, **fields: Any) -> StepReport:
@@ -93,9 +96,35 @@ def test_offered_rows_are_loaded_by_a_later_store_bit_for_bit(scenes: Any) -> No
     assert scene.worker.owns("a")
     assert not scene.fetch("c")
     counts = scene.disk.counts()
-    assert (counts["disk_fetches_hit"], counts["disk_fetches_miss"]) == (1, 1)
-    assert counts["disk_fetched_bytes"] == 4 * WIDTH * 4
-    assert scene.disk.counts()["disk_fetches_hit"] == 0
+    assert (counts["tier_fetches_disk_hit"], counts["tier_fetches_disk_miss"]) == (1, 1)
+    assert counts["tier_fetched_bytes_disk"] == 4 * WIDTH * 4
+    assert scene.disk.counts()["tier_fetches_disk_hit"] == 0
+
+
+class SharedStore(MemoryTier):
+    """Stands for a Mooncake store, in the memory of the process."""
+
+    name = "mooncake"
+
+
+@pytest.mark.parametrize("disk", [{"disk": None, "disk_bytes": None}, {}], ids=["alone", "below a disk"])
+def test_rows_of_one_machine_are_found_by_another_one_in_the_store(
+    disk: dict[str, None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SharedStore("1MiB")
+    monkeypatch.setattr(tier_settings, "MooncakeTier", lambda *_, **__: store)
+    for number in range(2):
+        scene = Scene(tmp_path / str(number), mooncake="127.0.0.1:9", **disk)
+        if number == 0:
+            scene.keep("a")
+            scene.store.close()
+    assert scene.fetch("a")
+    assert not scene.fetch("b")
+    counts = scene.disk.counts()
+    assert (counts["tier_fetches_mooncake_hit"], counts["tier_fetches_mooncake_miss"]) == (1, 1)
+    assert counts.get("tier_fetches_disk_miss") == (None if disk else 2)
+    assert scene.disk.num_lost_pages() == 0
+    scene.store.close()
 
 
 @pytest.mark.parametrize("name", ["other", None])
@@ -118,7 +147,7 @@ def test_rows_that_are_not_offered_are_not_written(scenes: Any) -> None:
     scene = scenes()
     scene.run(saves={"a": SaveOrder(ItemKey("", "a"), 4, 1, True)})
     assert scene.store.cache.flush(WAIT_S)
-    assert scene.disk.counts()["disk_stores"] == 0
+    assert scene.disk.counts()["tier_stores_disk"] == 0
 
 
 def test_dropped_entries_stay_on_the_disk(scenes: Any) -> None:
@@ -159,7 +188,7 @@ def test_fetch_evicts_no_host_entry(scenes: Any) -> None:
         scene.store.cache.put(number.to_bytes(32, "big"), torch.zeros(4, WIDTH), tier="host")
     assert not scene.fetch("a")
     assert len(scene.store.cache) == pages
-    assert scene.disk.counts()["disk_fetches_refused"] == 1
+    assert scene.disk.counts()["tier_fetches_disk_refused"] == 1
 
 
 def test_disk_leases_no_device_pages_and_offers_an_entry_without_room_again_later(scenes: Any) -> None:
@@ -168,15 +197,15 @@ def test_disk_leases_no_device_pages_and_offers_an_entry_without_room_again_late
     for number in range(pages):
         scene.store.cache.put(number.to_bytes(32, "big"), torch.zeros(4, WIDTH), tier="host")
     scene.keep("a")
-    assert scene.disk.counts()["disk_stores"] == 0
+    assert scene.disk.counts()["tier_stores_disk"] == 0
     scene.store.cache.evict(bytes(32))
     scene.run(offers={ItemKey("", "a"): None})
     assert scene.store.cache.flush(WAIT_S)
-    assert scene.disk.counts()["disk_stores"] == 1
+    assert scene.disk.counts()["tier_stores_disk"] == 1
 
 
 def test_worker_without_a_store_fetches_nothing() -> None:
-    disk = WorkerDisk(lambda: None, 128)
+    disk = WorkerTiers(lambda: None, 128)
     fetch = disk.begin(Item(ItemKey("", "a"), 4, WIDTH, 1))
     assert (fetch.done, fetch.found()) == (True, False)
     fetch.cancel()
@@ -208,7 +237,8 @@ def test_hanging_disk_delays_each_request_by_the_deadline_and_then_none(
     scene = scenes()
     try:
         inventory, clock = Inventory(scene.settings), SlowClock()
-        inventory.disk = DiskFetches(scene.disk, scene.settings.fetch_pages, 0.1, inventory.counts, clock)
+        pages = scene.settings.fetch_pages
+        inventory.fetches = TierFetches(scene.disk, pages, 0.1, inventory.counts, clock=clock)
         engine = Engine(inventory, EncoderCacheModel(inventory), [scene.worker], None, 0, True)  # type: ignore[arg-type]
         late = engine.add_request([("a", 4)])
         assert not inventory.admit(late, 0)
@@ -219,7 +249,7 @@ def test_hanging_disk_delays_each_request_by_the_deadline_and_then_none(
         released.set()
 
 
-class RandomDisk(WorkerDisk):
+class RandomDisk(WorkerTiers):
     """Half of the fetches end before the next pass. The rest race with it."""
 
     rng = random.Random(0)
@@ -234,21 +264,35 @@ class RandomDisk(WorkerDisk):
 
 @pytest.mark.parametrize("lag", range(2))
 @pytest.mark.parametrize(("device_pages", "host_pages"), [(8, 6), (12, 40)])
-def test_random_traffic_over_a_disk_reads_the_right_rows(
-    lag: int, device_pages: int, host_pages: int, tmp_path: Path
+@pytest.mark.parametrize("has_store", [False, True], ids=["disk", "disk and store"])
+def test_random_traffic_over_the_tiers_reads_the_right_rows(
+    lag: int,
+    device_pages: int,
+    host_pages: int,
+    has_store: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    store = SharedStore("16MiB")
+    monkeypatch.setattr(tier_settings, "MooncakeTier", lambda *_, **__: store)
     for seed in range(2):  # the second engine finds rows of the first
         options = {"disk": str(tmp_path / "disk"), "disk_bytes": "16MiB", "weights_name": "weights"}
+        if has_store:
+            options["mooncake"] = "127.0.0.1:9"
         inventory = Inventory(make_settings(device_pages, host_pages, **options))
         worker = StoreWorker(inventory.settings, waits_after_encoder=True)
         disk = RandomDisk(lambda store=worker.store: store, inventory.settings.page_bytes)  # type: ignore[misc]
         clock = itertools.count().__next__  # a request waits for about 50 passes, however fast they are
-        inventory.disk = DiskFetches(disk, inventory.settings.fetch_pages, 250, inventory.counts, clock)
+        pages = inventory.settings.fetch_pages
+        inventory.fetches = TierFetches(
+            disk, pages, 250, inventory.counts, num_tiers=1 + has_store, clock=clock
+        )
         engine = Engine(inventory, EncoderCacheModel(inventory), [worker], random.Random(seed), lag, True)
         run_traffic(engine, 1000, num_items=30, salts=(None, None, "a"))
         worker.store.cache.check_integrity()
         assert not engine.failed
         assert worker.store.cache.flush(WAIT_S)
         counts = inventory.take_counts()
-        assert min(counts["disk_stores"], counts["disk_fetches_hit"]) > 0
+        assert min(counts["tier_stores_disk"], counts["tier_fetches_disk_hit"]) > 0
+        assert ("tier_stores_mooncake" in counts) == has_store
         worker.store.close()

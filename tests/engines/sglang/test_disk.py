@@ -14,7 +14,7 @@ from sglang_scene.prompts import images
 from sglang_scene.restarts import Server, serving
 from sglang_scene.tower import Tower
 
-from vitcache.adapters.sglang import model_cache, model_disk, service, stats
+from vitcache.adapters.sglang import model_cache, model_tiers, service, stats
 from vitcache.adapters.sglang.options import Options
 from vitcache.tiers.disk_tier import DiskTier
 from vitcache.tiers.protocol import FetchOutcome, Tier, Transfer
@@ -123,7 +123,7 @@ def test_disk_that_fails_costs_encodes_and_no_answer(
 ) -> None:
     with serve() as first:
         fill(first)
-    make = model_disk.make_tiers
+    make = model_tiers.make_tiers
 
     def make_faulty(options: Options) -> Sequence[Tier]:
         [tier] = make(options)

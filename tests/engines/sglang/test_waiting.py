@@ -276,7 +276,7 @@ def test_fetch_that_fails_ends_no_engine(
         assert scene.scheduler.take() == [name]
         assert scene.right(prompt)
     assert [record.getMessage() for record in caplog.records if "fetch" in record.getMessage()] == [
-        "vitcache cannot fetch rows from the disk"
+        "vitcache cannot fetch rows from the tiers below the host tier"
     ]
 
 

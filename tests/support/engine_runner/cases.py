@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ PAGE_BYTES = {family.name: 16 * family.columns * 2 for family in FAMILIES.values
 WHOLE = 512
 CHUNK = 64
 CONNECTOR = "VitCacheConnector"
+# In place of the address of a store: this environment variable has the address of the run.
+STORE = "STORE_OF_THE_RUN"
 MANAGER = "vitcache.adapters.vllm.VitCacheManager"
 
 
@@ -55,7 +58,10 @@ class Case:
             **FAMILIES[self.model].options,
         }
         if self.mode == "vitcache":
-            options |= plug_in(self.model, self.device_pages, self.host_pages, **self.connector)
+            connector = dict(self.connector)
+            if connector.get("mooncake") == STORE:
+                connector["mooncake"] = os.environ[STORE]
+            options |= plug_in(self.model, self.device_pages, self.host_pages, **connector)
         if self.model_runner == 2:
             options["kernel_config"] = {"enable_jit_warmup": False}
         return options | self.settings
@@ -123,6 +129,17 @@ def disks(name: str, **changes: Any) -> list[Case]:
     return [replace(case, mode="vitcache", device_pages=8, **changes) for case in cases]
 
 
+def stores(name: str, **changes: Any) -> list[Case]:
+    """Engines over one store, to be run in this order, one after the other. The last one has no master."""
+    options = {"mooncake": STORE, "mooncake_worth": None, "weights_name": name}
+    cases = [
+        Case(f"{name}-first", steps=("recurring",), connector=options),
+        Case(f"{name}-second", steps=("again",), connector=options),
+        Case(f"{name}-alone", steps=("alone",), connector={**options, "mooncake": "127.0.0.1:9"}),
+    ]
+    return [replace(case, mode="vitcache", device_pages=8, **changes) for case in cases]
+
+
 OTHERS = [name for name in FAMILIES if name != "qwen3"]
 UNSPLIT = {"disable_chunked_mm_input": True}
 # Each of four requests needs a second block of 128 tokens for its answer.
@@ -151,6 +168,8 @@ CASES = {
         Case("qwen3-disabled", mode="vitcache", environment={"VITCACHE_DISABLE": "1"}),
         *disks("qwen3-disk", model_runner=1),
         *disks("qwen3-v2-disk", model_runner=2),
+        *stores("qwen3-store", model_runner=1),
+        *stores("qwen3-v2-store", model_runner=2),
         refused("device-below-an-item", ec_transfer_config=extra(device_bytes=3 * PAGE_BYTES["qwen3"])),
         refused("no-manager", ec_manager_config=None),
         refused("no-connector", ec_transfer_config=None),

@@ -30,9 +30,9 @@ class Engine:
         self.family = FAMILIES[case.model]
         self.encodes = 0
         self._count_encodes(case)
-        if "hung" not in case.steps:
-            # Requests wait for a disk as long as it takes, also on a busy machine.
-            importlib.import_module("vitcache.adapters.vllm.disk_settings").FETCH_TIMEOUT_S = 60.0
+        if not {"hung", "alone"} & set(case.steps):
+            # Requests wait for a tier as long as it takes, also on a busy machine.
+            importlib.import_module("vitcache.adapters.vllm.tier_settings").FETCH_TIMEOUT_S = 60.0
         self.steps = PlannedSteps()
         self.steps.watch()
         begin = time.monotonic()
@@ -165,7 +165,7 @@ RECURRING = ([1], [2, 3], [4])
 
 
 def take_recurring(engine: Engine) -> Any:
-    """Turns that are repeated until the disk has their images."""
+    """Turns that are repeated until the tier has their images."""
     from vllm.distributed.ec_transfer import get_ec_transfer
 
     answers = [engine.ask(turn) for _ in range(3) for turn in RECURRING]
@@ -175,6 +175,11 @@ def take_recurring(engine: Engine) -> Any:
 def take_again(engine: Engine) -> Any:
     """The same turns, once."""
     return [engine.ask(turn) for turn in RECURRING]
+
+
+def take_alone(engine: Engine) -> Any:
+    """The same turns, twice, without the tier."""
+    return [*take_again(engine), *take_again(engine)]
 
 
 def take_hung(engine: Engine) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine_runner.cases import STORE
 from engine_runner.pool import SUPPORT
 
 from sglang_runner.plug_ins import PLUG_INS
@@ -20,7 +21,8 @@ class Case:
     """One engine: its plug-ins and requests.
 
     `steps` are functions of `child`, called in order. `environment` adds variables, and `options` replaces
-    options of `Engine`. `disk`: the options of a plug-in with a disk, which the program gives a folder.
+    options of `Engine`. `tiers`: the options of a plug-in with a tier below the host tier. The program gives
+    a disk its folder, and a store its address.
     """
 
     name: str
@@ -30,7 +32,7 @@ class Case:
     limit_s: float = 150
     environment: dict[str, str] = field(default_factory=dict, hash=False)
     options: dict[str, Any] = field(default_factory=dict, hash=False)
-    disk: dict[str, Any] = field(default_factory=dict, hash=False)
+    tiers: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the process, beside those of every engine."""
@@ -56,6 +58,7 @@ CHUNK_OF_BAD = 256
 NO_DUMPS = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"}
 PATIENT = ("vitcache", "probe", "patient")
 DISK = {"host_bytes": "16 MiB", "disk_bytes": "64 MiB", "weights_name": "first"}
+STORED = {"host_bytes": "16 MiB", "mooncake": STORE, "mooncake_worth": None, "weights_name": "first"}
 STEPS = ("chat", "swapped", "together", "prefix", "flush")
 
 
@@ -73,12 +76,12 @@ def bad(name: str, **options: Any) -> Case:
     )
 
 
-def ranks(name: str, plug_ins: tuple[str, ...], *steps: str, disk: dict[str, Any] | None = None) -> Case:
+def ranks(name: str, plug_ins: tuple[str, ...], *steps: str, tiers: dict[str, Any] | None = None) -> Case:
     """An engine of two tensor parallel ranks."""
     # SGLang wants a NUMA node for each rank on a CPU, unless its cores are given.
     environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
     return Case(
-        name, plug_ins, steps, limit_s=300, environment=environment, options={"tp_size": 2}, disk=disk or {}
+        name, plug_ins, steps, limit_s=300, environment=environment, options={"tp_size": 2}, tiers=tiers or {}
     )
 
 
@@ -93,10 +96,14 @@ CASES = {
         bad("bad", disable_overlap_schedule=False),
         bad("bad-in-turn"),
         Case("bad-stock", ("probe", "faults"), ("death",), limit_s=300, environment=NO_DUMPS),
-        Case("disk", PATIENT, steps=("kept", "restarted"), limit_s=300, disk=DISK),
-        Case("disk-renamed", PATIENT, steps=("kept", "renamed"), limit_s=300, disk=DISK),
+        Case("disk", PATIENT, steps=("kept", "restarted"), limit_s=300, tiers=DISK),
+        Case("disk-renamed", PATIENT, steps=("kept", "renamed"), limit_s=300, tiers=DISK),
         ranks("stock-ranks", ("probe",), "chat", "new"),
         ranks("ranks", ("vitcache", "probe"), "chat", "cleared", "broken", "new"),
-        ranks("disk-ranks", PATIENT, "kept", "restarted", disk=DISK),
+        ranks("disk-ranks", PATIENT, "kept", "restarted", tiers=DISK),
+        Case("store-first", PATIENT, steps=("kept",), limit_s=300, tiers=STORED),
+        Case("store-second", PATIENT, steps=("found",), limit_s=300, tiers=STORED),
+        ranks("store-ranks", PATIENT, "kept", "restarted", tiers=STORED),
+        Case("store-alone", steps=("chat",), limit_s=300, tiers=STORED | {"mooncake": "127.0.0.1:9"}),
     )
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_runner import chat
+from engine_runner.cases import STORE
 from engine_runner.tiny_models import FAMILIES
 
 from sglang_runner import bad_images
@@ -56,12 +57,16 @@ class Engine:
         self.start()
 
     def start(self, **options: Any) -> None:
-        """Start the engine. `options` are those of the plug-in, for a case with a disk."""
+        """Start the engine. `options` are those of the plug-in, for a case with tiers."""
         from sglang.srt.entrypoints.engine import Engine as SglangEngine
 
-        if self._case.disk:
-            disk = {**self._case.disk, "disk": str(self._folder / "disk"), **options}
-            os.environ["VITCACHE_SGLANG_OPTIONS"] = json.dumps(disk)
+        if self._case.tiers:
+            tiers = {**self._case.tiers, **options}
+            if "disk_bytes" in tiers:
+                tiers["disk"] = str(self._folder / "disk")
+            if tiers.get("mooncake") == STORE:
+                tiers["mooncake"] = os.environ[STORE]
+            os.environ["VITCACHE_SGLANG_OPTIONS"] = json.dumps(tiers)
         begin = time.monotonic()
         self.engine = SglangEngine(model_path=str(self.model), **{**OPTIONS, **self._case.options})
         self.up_s = time.monotonic() - begin
@@ -168,21 +173,26 @@ def take_broken(engine: Engine) -> Any:
 
 
 def take_kept(engine: Engine) -> Any:
-    """The turns of `chat`, until the disk has their images."""
+    """The turns of `chat`, until the tier has their images."""
     turns = [engine.ask(turn) for turn in (*TURNS, TURNS[-1])]
     while True:
-        [disk] = engine.server_info()["caches"][0]["tiers"]
-        if disk["stored"] + disk["skipped_stores"] >= len(
+        [tier] = engine.server_info()["caches"][0]["tiers"]
+        if tier["stored"] + tier["skipped_stores"] >= len(
             TURNS[-1]
         ):  # another rank stores those that it skips
             return turns
+
+
+def take_found(engine: Engine) -> Any:
+    """The last turn of `chat`, and a new image."""
+    return [engine.ask(TURNS[-1]), engine.ask(NEW)]
 
 
 def take_restarted(engine: Engine) -> Any:
     """The last turn after the end of the engine, and a new image, with an engine that has started again."""
     engine.engine.shutdown()
     engine.start()
-    return [engine.ask(TURNS[-1]), engine.ask(NEW)]
+    return take_found(engine)
 
 
 def take_renamed(engine: Engine) -> Any:

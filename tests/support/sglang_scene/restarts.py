@@ -1,4 +1,4 @@
-"""Servers that run one after the other over one folder of a disk tier."""
+"""Servers that run one after the other over one folder of a disk tier, or over a store."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Server:
         return torch.equal(rows, step_rows(windows, self.model, self.tower))
 
     def keep(self) -> None:
-        """Write to the disk, and wait for it."""
+        """Write to the tiers, and wait for them."""
         for cache in service.SERVICE.models.caches:
             assert cache.flush(LONG_S)
 
@@ -55,9 +55,16 @@ class Server:
 def serving(
     folder: Path, tower: Tower | None = None, *, wait_s: float = LONG_S, **options: Any
 ) -> Iterator[Server]:
-    """A server with a folder, which it writes at its end. Its requests wait `wait_s` for the disk."""
+    """A server with a folder, which it writes at its end. Its requests wait `wait_s` for the tiers.
+
+    None leaves an option out, except for `mooncake_worth`.
+    """
     disk = {"host_bytes": "1 MiB", "disk": str(folder), "disk_bytes": "64 MiB", "weights_name": "v1"}
-    given = {name: value for name, value in {**disk, **options}.items() if value is not None}
+    given = {
+        name: value
+        for name, value in {**disk, **options}.items()
+        if value is not None or name == "mooncake_worth"
+    }
     with pytest.MonkeyPatch.context() as patch, plugged(**given), torch.no_grad():
         for module in (model_cache, arrivals):
             patch.setattr(module, "FETCH_TIMEOUT_S", wait_s)

@@ -1,8 +1,9 @@
-"""A script: a cache with a disk tier, which runs the commands on its standard input until it is killed.
+"""A script: a cache with a tier, which runs the commands on its standard input until it is killed.
 
-    python cache_process.py FOLDER OPTIONS
+    python cache_process.py PLACE OPTIONS
 
-OPTIONS are a JSON object: arguments of `tier_cache`, and `max_bytes` of the disk tier. Each line of the input
+PLACE is a folder, or the address of a master. OPTIONS are a JSON object: arguments of `tier_cache`, and
+`max_bytes` of the disk tier. Each line of the input
 is a JSON list: a name of a function of `Commands`, and its arguments. A line of the output answers each.
 """
 
@@ -20,15 +21,17 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiers.tier_cache import LONG, is_right, key_of, put, rows_of, stats_of, tier_cache
-from vitcache.tiers import DiskTier
+from vitcache.tiers import DiskTier, MooncakeTier
 
 
 class Commands:
     """The commands. Every result can be written as JSON."""
 
-    def __init__(self, folder: str, max_bytes: int = 64 << 20, **options: Any) -> None:
+    def __init__(self, place: str, max_bytes: int = 64 << 20, **options: Any) -> None:
         sizes = {"device_pages": 256, "host_pages": 256}
-        self.cache = tier_cache(DiskTier(folder, max_bytes), **(sizes | options))
+        is_folder = Path(place).is_absolute()
+        tier = DiskTier(place, max_bytes) if is_folder else MooncakeTier(place, worth=None)
+        self.cache = tier_cache(tier, **(sizes | options))
 
     def put(self, *numbers: int, **options: Any) -> int:
         """Store entries, and return how many this process has stored so far."""
@@ -62,8 +65,8 @@ class Commands:
 class CacheProcess:
     """The script as a process. `do` waits for the answer."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        command = [sys.executable, __file__, str(folder), json.dumps(options)]
+    def __init__(self, place: Path | str, **options: Any) -> None:
+        command = [sys.executable, __file__, str(place), json.dumps(options)]
         self.process = Popen(command, stdin=PIPE, stdout=PIPE, text=True)
         assert self.read() == "ready"
 
@@ -80,22 +83,23 @@ class CacheProcess:
         return self.read()
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
 
 
 @contextmanager
-def cache_process(folder: Path, **options: Any) -> Iterator[CacheProcess]:
+def cache_process(place: Path | str, **options: Any) -> Iterator[CacheProcess]:
     """A process that is killed at the end of the block."""
-    process = CacheProcess(folder, **options)
+    process = CacheProcess(place, **options)
     try:
         yield process
     finally:
         process.kill()
 
 
-def _run(folder: str, options: str) -> None:
-    commands = Commands(folder, **json.loads(options))
+def _run(place: str, options: str) -> None:
+    commands = Commands(place, **json.loads(options))
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         name, arguments, keywords = json.loads(line)

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field
 
 from vitcache.adapters.vllm.counts import Counts
-from vitcache.adapters.vllm.disk_fetches import DiskFetches, Item
 from vitcache.adapters.vllm.orders import ItemKey
+from vitcache.adapters.vllm.tier_fetches import Item, TierFetches
 from vllm_scene.worker import Broken, Content, WorkerModel
 
 
@@ -98,9 +98,9 @@ class FakeDisk:
     def clock(self) -> float:
         return self.now
 
-    def fetches(self, counts: Counts, timeout_s: float = 0.1) -> DiskFetches:
+    def fetches(self, counts: Counts, timeout_s: float = 0.1) -> TierFetches:
         """Return the scheduler's side."""
-        return DiskFetches(self, self.num_pages, timeout_s, counts, self.clock)
+        return TierFetches(self, self.num_pages, timeout_s, counts, clock=self.clock)
 
     def end_all(self) -> None:
         """End all fetches now."""

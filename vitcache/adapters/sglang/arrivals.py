@@ -1,4 +1,4 @@
-"""`Arrivals`: requests that enter SGLang's waiting queue, and whose rows are fetched from the disk."""
+"""`Arrivals`: requests that enter SGLang's waiting queue, and whose rows are fetched from lower tiers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Arrivals:
 
     @property
     def are_fetched(self) -> bool:
-        """Whether there is a disk."""
-        return self._models.options.disk is not None and not is_disabled()
+        """Whether there is a tier below the host tier."""
+        return self._models.options.has_tiers and not is_disabled()
 
     def fetch(self, scheduler: Any, request: Any) -> None:
         """Begin to fetch the rows of a `Req` that has entered the queue of SGLang's `Scheduler`, and hold it.
@@ -53,7 +53,7 @@ class Arrivals:
         except Exception:  # a request must not end the engine before its first step
             if not self._has_failed:
                 self._has_failed = True
-                logger.warning("vitcache cannot fetch rows from the disk", exc_info=True)
+                logger.warning("vitcache cannot fetch rows from the tiers below the host tier", exc_info=True)
         # Ranks have different rows in memory, and must hold the same requests.
         if parallel_value("pp_size", 1) == 1 and (arrival is not None or step.any_rank is not None):
             self.held.any_rank = step.any_rank

@@ -29,7 +29,7 @@ class SglangStats:
     ended
         Requests that were ended because of such an item.
     held
-        Requests that waited in SGLang's queue while their items were hashed, or fetched from the disk.
+        Requests that waited in SGLang's queue while their items were hashed, or fetched from a lower tier.
     late
         Of these, those that no longer waited, because the fetch took too long.
     originals

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from vitcache.adapters.sglang.model_disk import make_tiers, weights_name
+from vitcache.adapters.sglang.model_tiers import make_tiers, weights_name
 from vitcache.adapters.sglang.options import Options
 from vitcache.cache.embedding_cache import EmbeddingCache
 
 MOST_PAGE_ROWS = 16
 FEWEST_PAGES = 1024
-FETCH_TIMEOUT_S = 0.1  # longest wait of a request for the disk
+FETCH_TIMEOUT_S = 0.1  # longest wait of a request for the lower tiers
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def make_cache(shape: StepShape, device_bytes: int, options: Options) -> Embeddi
     ------
     MemoryError
         If the memory of a tier cannot be allocated.
-    OSError
+    OSError, ImportError
         As `make_tiers`.
     """
     width = shape.hidden * (1 + shape.levels)

@@ -9,7 +9,7 @@ from vitcache.adapters.sglang.encoder_calls import max_rows_per_encode
 from vitcache.adapters.sglang.engine_modules import parallel_value
 from vitcache.adapters.sglang.feature_places import encoder_moves
 from vitcache.adapters.sglang.model_cache import StepShape, make_cache
-from vitcache.adapters.sglang.model_disk import log_name
+from vitcache.adapters.sglang.model_tiers import log_name
 from vitcache.adapters.sglang.options import Options
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.feature_mover import RING_BYTES
@@ -97,15 +97,16 @@ def _moves_features(model: Any) -> bool:
 def _log(model: Any, shape: StepShape, memory: ModelMemory, source: str, options: Options) -> None:
     cache, sizes = memory.cache, memory.cache.stats()
     logger.info(
-        "vitcache keeps the rows of %s: %s on %s (%s), %s in host memory, %s on disk, pages of %d rows of %d "
-        "elements of %s, %d deepstack levels, policy %s, at most %d rows per encode, ring of %s, tensor "
-        "parallel rank %d of %d, trust_engine_hash %s",
+        "vitcache keeps the rows of %s: %s on %s (%s), %s in host memory, %s on disk, mooncake %s, pages of "
+        "%d rows of %d elements of %s, %d deepstack levels, policy %s, at most %d rows per encode, ring of "
+        "%s, tensor parallel rank %d of %d, trust_engine_hash %s",
         type(model).__name__,
         _mib(sizes.device_capacity_bytes),
         shape.device,
         source,
         _mib(sizes.host_capacity_bytes),
         _mib(options.disk_bytes),
+        options.mooncake or "none",
         cache.page_rows,
         cache.row_width,
         str(shape.dtype).removeprefix("torch."),

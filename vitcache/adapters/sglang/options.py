@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vitcache.adapters.mooncake_options import DEFAULT_WORTH, to_address, to_worth
 from vitcache.arguments import INT64_MAX, check_bool, shown, to_bytes, to_int
 from vitcache.cache.policies import POLICIES
 from vitcache.ring.pinned_ring import MIN_BYTES
@@ -14,7 +15,12 @@ from vitcache.ring.pinned_ring import MIN_BYTES
 VARIABLE = "VITCACHE_SGLANG_OPTIONS"
 _FEWEST_BYTES = {"device_bytes": 1, "host_bytes": 0, "ring_bytes": MIN_BYTES, "disk_bytes": 1 << 20}
 # Options without effect unless another one is set, too.
-_NEEDS = {"disk": ("host_bytes", "disk_bytes"), "disk_bytes": ("disk",), "weights_name": ("disk",)}
+_NEEDS = {
+    "disk": ("host_bytes", "disk_bytes"),
+    "disk_bytes": ("disk",),
+    "mooncake": ("host_bytes",),
+    "mooncake_worth": ("mooncake",),
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,14 @@ class Options:
         tier.
     disk_bytes
         Most bytes of the folder.
+    mooncake
+        The address of the master of a Mooncake store, a tier that servers on many machines share. With
+        `disk`, it is the tier below the disk. None: no store.
+    mooncake_worth
+        `MooncakeTier.worth`: rows are fetched from the store, and stored there, only if the transfer takes at
+        most this part of the encode time. None: always.
     weights_name
-        Names the weights in the disk tier: equal names only for equal weights. None: the revision of the
+        Names the weights in these tiers: equal names only for equal weights. None: the revision of the
         model if it is a commit hash; else a random name.
 
     Examples
@@ -62,7 +74,14 @@ class Options:
     trust_engine_hash: bool = False
     disk: str | None = None
     disk_bytes: int = 0
+    mooncake: str | None = None
+    mooncake_worth: float | None = DEFAULT_WORTH
     weights_name: str | None = None
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether there is a tier below the host tier."""
+        return self.disk is not None or self.mooncake is not None
 
     @classmethod
     def from_environment(cls) -> Options:
@@ -82,7 +101,8 @@ class Options:
         ------
         ValueError
             If `text` is not JSON, an option or a policy is unknown, an option has two values, a number is too
-            small or too large, a name is empty or no text, or an option is given without one that it needs.
+            small or too large, a name is empty or no text, `mooncake` is not an address, or an option is
+            given without one that it needs.
         TypeError
             If `text` is not a JSON object, or an option has the wrong type.
         """
@@ -103,6 +123,8 @@ class Options:
             missing = [other for other in needed if name in values and not getattr(options, other)]
             if missing:
                 raise ValueError(f"{VARIABLE}[{name!r}] needs {' and '.join(map(repr, missing))}")
+        if "weights_name" in values and not options.has_tiers:
+            raise ValueError(f"{VARIABLE}['weights_name'] needs 'disk' or 'mooncake'")
         return options
 
 
@@ -123,6 +145,10 @@ def _check(name: str, value: Any) -> Any:
         return _check_policy(option, value)
     if name in ("disk", "weights_name"):
         return _check_name(option, value)
+    if name == "mooncake":
+        return to_address(option, value)
+    if name == "mooncake_worth":
+        return to_worth(option, value)
     if name == "max_rows_per_encode":
         return to_int(option, value, 1, INT64_MAX)
     return to_int(option, to_bytes(option, value, _FEWEST_BYTES[name]), maximum=INT64_MAX)

@@ -123,7 +123,7 @@ class Service:
             cache.advance_epoch()
 
     def close(self) -> None:
-        """Close all caches. Rows that wait for the disk are written first, for some seconds at most."""
+        """Close all caches. Rows that wait for a lower tier are written first, for some seconds at most."""
         self.arrivals.held.clear()
         self.models.close()
 

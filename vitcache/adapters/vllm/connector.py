@@ -20,7 +20,6 @@ from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
 
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.vllm.counts import MERGE_REASONS
-from vitcache.adapters.vllm.disk_fetches import DiskFetches
 from vitcache.adapters.vllm.embedding_inputs import EmbeddingGate
 from vitcache.adapters.vllm.engine_inventory import enter_inventory
 from vitcache.adapters.vllm.inventory import Inventory
@@ -30,7 +29,8 @@ from vitcache.adapters.vllm.plugin import check_version, logger
 from vitcache.adapters.vllm.settings import Settings, accepts_embeds
 from vitcache.adapters.vllm.stats import VitCacheStats
 from vitcache.adapters.vllm.store import Store
-from vitcache.adapters.vllm.worker_disk import WorkerDisk
+from vitcache.adapters.vllm.tier_fetches import TierFetches
+from vitcache.adapters.vllm.worker_tiers import WorkerTiers
 from vitcache.pipeline.feature_mover import RING_BYTES
 from vitcache.ring.pinned_ring import PinnedRing
 
@@ -102,7 +102,7 @@ class VitCacheConnector(ECConnectorBase):
         if role == ECConnectorRole.SCHEDULER:
             policy = getattr(getattr(vllm_config, "scheduler_config", None), "policy", None)
             self._inventory = Inventory(self._settings, shares_saves=policy != "priority")
-            self._add_disk(self._inventory, self._settings)
+            self._add_tiers(self._inventory, self._settings)
             enter_inventory(vllm_config, self._inventory)
 
     # Worker
@@ -170,10 +170,11 @@ class VitCacheConnector(ECConnectorBase):
             waits_after_encoder=self._has_model_state or not uses_v2,
             merge_reason=self._merge_reason,
         )
-        if self._settings.disk is not None:
-            level = logging.WARNING if self._settings.disk.weights_name is None else logging.INFO
+        tiers = self._settings.tiers
+        if tiers is not None:
+            level = logging.WARNING if tiers.weights_name is None else logging.INFO
             mib = self._settings.fetch_pages * self._settings.page_bytes >> 20
-            logger.log(level, "%s; %d MiB of pinned memory for fetches", self._settings.disk.line, mib)
+            logger.log(level, "%s; %d MiB of pinned memory for fetches", tiers.line, mib)
         if self._merge_reason is not None:
             level = logging.INFO if self._merge_reason == "option" else logging.WARNING
             reason = MERGE_REASONS[self._merge_reason]
@@ -222,13 +223,18 @@ class VitCacheConnector(ECConnectorBase):
     # Scheduler
 
     @classmethod
-    def _add_disk(cls, inventory: Inventory, settings: Settings) -> None:
-        """Let the inventory fetch from the disk of the worker, which is in this process."""
-        disk = settings.disk
-        if disk is None:
+    def _add_tiers(cls, inventory: Inventory, settings: Settings) -> None:
+        """Let the inventory fetch from the lower tiers of the worker, which is in this process."""
+        tiers = settings.tiers
+        if tiers is None:
             return
-        fetcher = WorkerDisk(cls._find_store, settings.page_bytes)
-        inventory.disk = DiskFetches(fetcher, settings.fetch_pages, disk.timeout_s, inventory.counts)
+        inventory.fetches = TierFetches(
+            WorkerTiers(cls._find_store, settings.page_bytes),
+            settings.fetch_pages,
+            tiers.timeout_s,
+            inventory.counts,
+            num_tiers=tiers.num_tiers,
+        )
 
     @classmethod
     def _find_store(cls) -> Store | None:

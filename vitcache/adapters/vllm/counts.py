@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 
 @dataclass(frozen=True)
@@ -13,33 +14,39 @@ class Counter:
     Attributes
     ----------
     family
-        Name of the metric: counters that differ only in `label` have one family.
+        Name of the metric: counters that differ only in `labels` have one family.
     text
         Meaning of the family.
     unit
         Unit of the values: ``""`` for numbers of events.
-    label
-        Name and value of the label of this counter; None: the family has one counter.
+    labels
+        Names and values of the labels of this counter. Empty: the family has one counter.
     """
 
     family: str
     text: str
     unit: str = ""
-    label: tuple[str, str] | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
 
-def _by(label: str, values: Sequence[str], family: str, text: str, unit: str = "") -> dict[str, Counter]:
-    return {f"{family}_{value}": Counter(family, text, unit, (label, value)) for value in values}
+def _by(labels: Mapping[str, Sequence[str]], family: str, text: str, unit: str = "") -> dict[str, Counter]:
+    return {
+        "_".join((family, *values)): Counter(family, text, unit, tuple(zip(labels, values, strict=True)))
+        for values in product(*labels.values())
+    }
 
 
 def _one(family: str, text: str, unit: str = "") -> dict[str, Counter]:
     return {family: Counter(family, text, unit)}
 
 
-_TIERS = ("tier", ("device", "host", "disk"))
-_FETCHES = ("result", ("hit", "miss", "damaged", "late", "refused", "failed"))
-_OVERLAP = ("overlap", ("hidden", "exposed", "placed"))
-_TEXT = ("text", ("table", "model"))
+_TIERS = {"tier": ("device", "host", "lower")}
+# The names of the tiers below the host tier: `DiskTier.name` and `MooncakeTier.name`.
+LOWER_TIERS = ("disk", "mooncake")
+_LOWER: dict[str, tuple[str, ...]] = {"tier": LOWER_TIERS}
+_FETCHES: dict[str, tuple[str, ...]] = {"result": ("hit", "miss", "damaged", "late", "refused", "failed")}
+_OVERLAP = {"overlap": ("hidden", "exposed", "placed")}
+_TEXT = {"text": ("table", "model")}
 # Why vLLM's merge writes the rows of a step: the label, and the reason in words.
 MERGE_REASONS = {
     "model": "the architecture is not placed, or vLLM's model state for it is not the default one",
@@ -54,13 +61,18 @@ MERGE_REASONS = {
 
 # Maps the name of each counter, as it travels between vLLM's processes, to its description.
 COUNTERS: dict[str, Counter] = {
-    **_by(*_TIERS, "hits", "Items that a request needed and that were in the cache, by tier."),
-    **_by(*_TIERS, "hit_bytes", "Bytes of the rows of hits, by tier.", "bytes"),
-    **_by(*_TIERS, "saved_seconds", "Seconds of encoding that hits saved, by tier.", "s"),
+    **_by(
+        _TIERS,
+        "hits",
+        "Items that a request needed and that were in the cache, by tier; lower: fetched from a tier below "
+        "the host tier.",
+    ),
+    **_by(_TIERS, "hit_bytes", "Bytes of the rows of hits, by tier.", "bytes"),
+    **_by(_TIERS, "saved_seconds", "Seconds of encoding that hits saved, by tier.", "s"),
     **_one("encodes", "Items that the vision or audio encoder encoded."),
     **_one("encode_seconds", "Seconds of these encodes.", "s"),
     **_by(
-        *_OVERLAP,
+        _OVERLAP,
         "loads",
         "Copies of an entry from the host tier to the device tier; exposed: the model waited for the copy; "
         "placed: the launch that placed the rows made the copy.",
@@ -68,15 +80,14 @@ COUNTERS: dict[str, Counter] = {
     **_one("load_bytes", "Bytes of these copies.", "bytes"),
     **_one("load_exposed_seconds", "Seconds that the model waited for exposed and placed copies.", "s"),
     **_by(
-        *_TEXT,
+        _TEXT,
         "placements",
         "Steps whose rows of items one launch of vitcache placed in inputs_embeds; table: the launch also "
         "wrote the text rows; model: the model wrote them first.",
     ),
     **_one("placed_rows", "Rows that these launches placed."),
     **_by(
-        "reason",
-        tuple(MERGE_REASONS),
+        {"reason": tuple(MERGE_REASONS)},
         "merges",
         "Steps whose rows of items vLLM's own merge wrote, by the reason.",
     ),
@@ -97,25 +108,30 @@ COUNTERS: dict[str, Counter] = {
     **_one(
         "deferrals", "Times that a request waited for an item that a worker was storing for another request."
     ),
-    **_one("disk_waits", "Requests that waited for the disk."),
-    **_one("disk_wait_seconds", "Seconds of these waits.", "s"),
+    **_one("tier_waits", "Requests that waited for a tier below the host tier."),
+    **_one("tier_wait_seconds", "Seconds of these waits.", "s"),
     **_by(
-        *_FETCHES,
-        "disk_fetches",
-        "Look-ups of entries on the disk; late: the answer was not there in time; refused: the disk was not "
-        "asked, because it was late or failed before; failed: a call of the disk failed.",
+        _LOWER | _FETCHES,
+        "tier_fetches",
+        "Look-ups of entries in a tier below the host tier; late: the answer was not there in time; refused: "
+        "the tier was not asked, because it was late or failed before; failed: a call of the tier failed.",
     ),
-    **_one("disk_fetched_bytes", "Bytes of the rows that were read from the disk.", "bytes"),
-    **_one("disk_stores", "Entries that were written to the disk."),
-    **_one("disk_stored_bytes", "Bytes of the rows of these entries.", "bytes"),
-    **_one("disk_store_failures", "Entries that the disk did not store, although it was asked."),
-    **_one("disk_skipped_stores", "Entries that were offered to the disk and had left the cache, or waited."),
-    **_one(
-        "disk_not_worth",
-        "Entries that were not read from the disk, or not written, because the transfer takes too long.",
+    **_by(_LOWER, "tier_fetched_bytes", "Bytes of the rows that were read from a tier.", "bytes"),
+    **_by(_LOWER, "tier_stores", "Entries that were written to a tier."),
+    **_by(_LOWER, "tier_stored_bytes", "Bytes of the rows of these entries.", "bytes"),
+    **_by(_LOWER, "tier_store_failures", "Entries that a tier did not store, although it was asked."),
+    **_by(
+        _LOWER,
+        "tier_skipped_stores",
+        "Entries that were offered to a tier and had left the cache, or waited.",
     ),
-    **_one("disk_fetch_seconds", "Seconds of the calls that read these rows from the disk.", "s"),
-    **_one("disk_openings", "Times that the disk was late or failed, and was not asked for a while."),
+    **_by(
+        _LOWER,
+        "tier_not_worth",
+        "Entries that were not read from a tier, or not written, because the transfer takes too long.",
+    ),
+    **_by(_LOWER, "tier_fetch_seconds", "Seconds of the calls that read these rows from a tier.", "s"),
+    **_by(_LOWER, "tier_openings", "Times that a tier was late or failed, and was not asked for a while."),
     **_one("resets", "Resets of the cache, for example after an update of the weights."),
     **_one("compactions", "Times that entries were moved so that another entry could have adjacent pages."),
 }

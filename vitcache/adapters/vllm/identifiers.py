@@ -11,7 +11,7 @@ def encode(text: str) -> bytes:
 
 
 def tenant_of(salt: str) -> str:
-    """Return the name of the tenant in the cache and on the disk of requests with a `cache_salt`.
+    """Return the name of the tenant in the cache and its tiers of requests with a `cache_salt`.
 
     It is the salt; surrogates, which no digest accepts, are escaped. Keys contain the salt itself.
     """

@@ -7,18 +7,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from vitcache.adapters.vllm.counts import Counts
-from vitcache.adapters.vllm.disk_fetches import DiskFetches, Item
 from vitcache.adapters.vllm.host_tier import HostTier
 from vitcache.adapters.vllm.in_flight import StepsInFlight
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
 from vitcache.adapters.vllm.settings import Settings
+from vitcache.adapters.vllm.tier_fetches import Item, TierFetches
 
 logger = logging.getLogger("vitcache.adapters.vllm")
 
 # A request waits in vain at most so often for the report of a save. Then its item is encoded again.
 MOST_DEFERRALS = 1000
-# An entry is offered to the disk at this hit, and again at twice as many, four times as many and so on: the
-# worker offers it once, unless the disk was busy.
+# An entry is offered to the tiers below the host tier at this hit, and again at twice as many, four times as
+# many and so on: the worker offers it once, unless they were busy.
 OFFERED_HITS = 2
 
 
@@ -56,7 +56,7 @@ class InventoryEntry:
         self.saved_in: int | None = step  # None: every rank has reported the save
         self.deferrals = 0
         self.hits = 0
-        self.is_fetched = False  # from the disk, and not needed yet
+        self.is_fetched = False  # from a lower tier, and not needed yet
 
 
 class Inventory:
@@ -75,15 +75,16 @@ class Inventory:
         Whether a request may read rows that another request encodes in the same step. It must not if the pass
         can still preempt the other one, whose items are not encoded then (vLLM's policy "priority").
 
-    Rows that the disk has enter the host tier before a pass needs them: `disk` fetches them while their
-    request waits in the queue, for a bounded time. Then they are loaded as other entries of the host tier.
+    Rows of a lower tier, below the host tier, enter the host tier before a pass needs them: `fetches` fetches
+    them while their request waits in the queue, for a bounded time. Then they are loaded as other entries of
+    the host tier.
 
     Attributes
     ----------
     owner
         The manager of vLLM's encoder cache.
-    disk
-        The fetches from the disk below the host tier. None: without a disk.
+    fetches
+        The fetches from the tiers below the host tier. None: without such tiers.
     counts
         Counters since the last report to vLLM.
 
@@ -99,7 +100,7 @@ class Inventory:
         self.settings = settings
         self._shares_saves = shares_saves
         self.owner: EncoderCacheOwner | None = None
-        self.disk: DiskFetches | None = None
+        self.fetches: TierFetches | None = None
         self.counts = Counts()
         self._encode_seconds = 0.0
         self._encoded_rows = 0
@@ -125,14 +126,14 @@ class Inventory:
         self._in_flight.reset(self._step)
         self._num_waiting = 0  # entries that were evicted before the report of their save
         self._has_polled = False  # for ends of fetches, in this pass
-        if self.disk is not None:
-            self.disk.reset()
+        if self.fetches is not None:
+            self.fetches.reset()
 
     # One pass of the scheduler
 
     def admit(self, request: Any, num_computed_tokens: int) -> bool:
-        """Return False if a request must wait: for the save of an item, its report, or the disk."""
-        is_fetched = self.disk is None or self._is_fetched(self.disk, request, num_computed_tokens)
+        """Return False if a request must wait: for the save of an item, its report, or a lower tier."""
+        is_fetched = self.fetches is None or self._is_fetched(self.fetches, request, num_computed_tokens)
         return self._is_saved(request, num_computed_tokens) and is_fetched
 
     def _is_saved(self, request: Any, num_computed_tokens: int) -> bool:
@@ -204,7 +205,7 @@ class Inventory:
             entry = self._entries.get(key)
         self._resident[identifier] = key
         if entry is not None and is_same and entry.on_host and entry.saved_in is None:
-            self._count_hit("disk" if entry.is_fetched else "host", feature, num_rows)
+            self._count_hit("lower" if entry.is_fetched else "host", feature, num_rows)
             if not entry.is_fetched:
                 self._use(key, entry)
             entry.is_fetched = False
@@ -257,8 +258,8 @@ class Inventory:
         orders.step = self._step
         self.counts.add("encodes", len(orders.saves))
         self._step += 1
-        if self.disk is not None:
-            self.disk.close_step()
+        if self.fetches is not None:
+            self.fetches.close_step()
         return orders
 
     # Between the passes
@@ -312,13 +313,13 @@ class Inventory:
     def finish(self, request: Any) -> None:
         """Forget a finished request."""
         self._seen.pop(request.request_id, None)
-        if self.disk is not None:
-            self.disk.finish(request.request_id)
+        if self.fetches is not None:
+            self.fetches.finish(request.request_id)
 
     def take_counts(self) -> dict[str, float]:
         """Return the counters since the last call."""
-        if self.disk is not None:
-            self.disk.count()
+        if self.fetches is not None:
+            self.fetches.count()
         return self.counts.take()
 
     def pages_of(self, request: Any, index: int) -> int:
@@ -328,18 +329,18 @@ class Inventory:
             request.get_num_encoder_embeds(index), self.settings.width_of(modality)
         )
 
-    # Parts: the disk
+    # Parts: the lower tiers
 
-    def _is_fetched(self, disk: DiskFetches, request: Any, num_computed_tokens: int) -> bool:
-        """Return False if a request must wait for the disk."""
+    def _is_fetched(self, fetches: TierFetches, request: Any, num_computed_tokens: int) -> bool:
+        """Return False if a request must wait for a lower tier."""
         if not self._has_polled:
             self._has_polled = True
-            for item, is_found in disk.take_ended():
+            for item, is_found in fetches.take_ended():
                 if is_found:
-                    self._enter(disk, item)
-        if disk.is_settled(request.request_id):
+                    self._enter(fetches, item)
+        if fetches.is_settled(request.request_id):
             return True
-        if not disk.admit(request.request_id, self._lacking(request, num_computed_tokens)):
+        if not fetches.admit(request.request_id, self._lacking(request, num_computed_tokens)):
             return False
         salt = salt_of(request)
         for feature in request.mm_features:  # vLLM's prefix cache has used these
@@ -365,27 +366,27 @@ class Inventory:
                 num_pages = self.pages_of(request, index)
                 yield Item(key, request.get_num_encoder_embeds(index), width, num_pages)
 
-    def _enter(self, disk: DiskFetches, item: Item) -> None:
+    def _enter(self, fetches: TierFetches, item: Item) -> None:
         """Count fetched rows in the host tier, or order to drop them."""
         key = item.key
         if key in self._orders.drops:
-            disk.free(item, is_ordered=True)
+            fetches.free(item, is_ordered=True)
         elif key in self._entries:  # it was encoded in the meantime, and the rows are in the way
             if not self._entries[key].on_host:
                 self._orders.host_drops[key] = None
-            disk.free(item, is_ordered=True)
+            fetches.free(item, is_ordered=True)
         elif not self._make_room(item.num_pages):
             self._orders.drops[key] = None
-            disk.free(item, is_ordered=True)
+            fetches.free(item, is_ordered=True)
         else:
             entry = self._entries[key] = InventoryEntry(item.num_rows, item.num_pages, -1)
             entry.on_device, entry.on_host, entry.saved_in, entry.is_fetched = False, True, None, True
             self._host.add_alone(key, item.num_pages)
-            disk.free(item, is_ordered=bool(self._orders.drops or self._orders.host_drops))
+            fetches.free(item, is_ordered=bool(self._orders.drops or self._orders.host_drops))
 
     def _use(self, key: ItemKey | None, entry: InventoryEntry | None) -> None:
-        """Count a hit, and order to offer the entry to the disk if it was needed often enough."""
-        if self.disk is None or key is None or entry is None:
+        """Count a hit, and order to offer the entry to the lower tiers if it was needed often enough."""
+        if self.fetches is None or key is None or entry is None:
             return
         entry.hits += 1
         number = entry.hits // OFFERED_HITS
@@ -393,7 +394,7 @@ class Inventory:
             self._offer(key, entry)
 
     def _offer(self, key: ItemKey, entry: InventoryEntry) -> None:
-        """Order to offer an entry, which the disk's thread reads in the host tier.
+        """Order to offer an entry, which the threads of the lower tiers read in the host tier.
 
         An entry without a host copy gets one in place of other copies. If these are too few, the entry is
         offered when it is demoted.

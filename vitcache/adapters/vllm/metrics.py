@@ -13,7 +13,7 @@ PREFIX = "vllm:vitcache_"  # vLLM unregisters metrics that begin with "vllm:" be
 
 
 class VitCachePromMetrics(ECConnectorPromMetrics):
-    """One Prometheus counter per family of `COUNTERS`, with vLLM's labels and the label of the family.
+    """One Prometheus counter per family of `COUNTERS`, with vLLM's labels and the labels of the family.
 
     All series exist, with the value 0, before the first request. Parameters are those of vLLM's
     `ECConnectorPromMetrics`.
@@ -30,17 +30,15 @@ class VitCachePromMetrics(ECConnectorPromMetrics):
         families: dict[str, Any] = {}
         self._series: dict[int, dict[str, Any]] = {engine: {} for engine in per_engine_labelvalues}
         for name, counter in COUNTERS.items():
-            label_names, label_values = (
-                ([counter.label[0]], [counter.label[1]]) if counter.label else ([], [])
-            )
+            labels = dict(counter.labels)
             if counter.family not in families:
                 families[counter.family] = self._counter_cls(
                     name=PREFIX + counter.family,
                     documentation=counter.text,
-                    labelnames=[*labelnames, *label_names],
+                    labelnames=[*labelnames, *labels],
                 )
             for engine, values in per_engine_labelvalues.items():
-                self._series[engine][name] = families[counter.family].labels(*values, *label_values)
+                self._series[engine][name] = families[counter.family].labels(*values, *labels.values())
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         """Add one report of the engine `engine_idx`.

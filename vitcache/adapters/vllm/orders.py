@@ -52,7 +52,7 @@ class StepOrders:
     loads, saves
         By identifier. Loads are queued before the encoder runs, saves after it.
     offers
-        Entries to offer to the disk, after the saves.
+        Entries to offer to the lower tiers, after the saves.
     runs_encoder
         Whether vLLM has scheduled its encoder for this step.
     reads_items

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from vitcache.adapters.vllm.disk_settings import DISK_OPTIONS, FETCH_BYTES, DiskSettings, read_disk
 from vitcache.adapters.vllm.row_width import default_row_width
 from vitcache.adapters.vllm.start_up import check_deployment, option_name
+from vitcache.adapters.vllm.tier_settings import FETCH_BYTES, TIER_OPTIONS, TierSettings, read_tiers
 from vitcache.arguments import check_bool, to_bytes, to_int
 from vitcache.cache.call_arguments import to_row_width
 from vitcache.keys.namespace import Namespace
@@ -24,7 +24,7 @@ OPTIONS = (
     "row_width",
     "accept_embeds",
     "place_rows",
-    *DISK_OPTIONS,
+    *TIER_OPTIONS,
 )  # of ec_connector_extra_config
 PAGE_ROWS = 16
 SPARE = 16  # of this number of device pages, one stays free
@@ -46,8 +46,8 @@ class Settings:
         Whether vitcache places rows in `inputs_embeds`, in Model Runner V2. If not, vLLM's merge does.
     widths
         Measured width of the rows of each modality. Empty until vLLM has measured them, and on workers.
-    disk
-        The disk below the host tier; None: without one.
+    tiers
+        The tiers below the host tier; None: without such tiers.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class Settings:
     namespace: bytes
     place_rows: bool = True
     widths: Mapping[str, int] = field(default_factory=dict)
-    disk: DiskSettings | None = None
+    tiers: TierSettings | None = None
 
     @classmethod
     def from_config(cls, vllm_config: Any) -> Settings:
@@ -113,7 +113,7 @@ class Settings:
             namespace=_namespace(model_config),
             place_rows=_flag(options, "place_rows", True),
             widths=dict(getattr(transfer, "mm_encoder_output_widths", None) or {}),
-            disk=read_disk(options, vllm_config),
+            tiers=read_tiers(options, vllm_config),
         )
         settings._check_sizes()
         settings._check_widths()
@@ -149,8 +149,8 @@ class Settings:
 
     @property
     def fetch_pages(self) -> int:
-        """Host pages beside the host tier for rows that are being read from the disk; 0 without a disk."""
-        return 0 if self.disk is None else min(FETCH_BYTES, self.host_bytes) // self.page_bytes
+        """Host pages beside the host tier for rows that are being read from lower tiers; 0 without any."""
+        return 0 if self.tiers is None else min(FETCH_BYTES, self.host_bytes) // self.page_bytes
 
     def pages_for(self, num_rows: int, width: int | None = None) -> int:
         """Return how many pages an entry of `num_rows` rows occupies, as `EmbeddingCache.pages_for`.

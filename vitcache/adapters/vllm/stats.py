@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
 
-from vitcache.adapters.vllm.counts import add_counts
+from vitcache.adapters.vllm.counts import LOWER_TIERS, add_counts
 
 GIB = 1 << 30
 
@@ -51,15 +51,15 @@ class VitCacheStats(ECConnectorStats):
 
     def reduce(self) -> dict[str, int | float]:
         """Return the numbers of one line of vLLM's log. Numbers of problems are left out if they are 0."""
-        device, host, disk = map(self._count, ("hits_device", "hits_host", "hits_disk"))
+        device, host, lower = map(self._count, ("hits_device", "hits_host", "hits_lower"))
         encodes = self._count("encodes")
-        needed = device + host + disk + encodes
+        needed = device + host + lower + encodes
         line: dict[str, int | float] = {
-            "Hit rate (%)": round(100 * (device + host + disk) / needed, 1) if needed else 0.0,
+            "Hit rate (%)": round(100 * (device + host + lower) / needed, 1) if needed else 0.0,
             "Device hits": device,
             "Host hits": host,
             "Encodes": encodes,
-            "Saved ms": self._ms("saved_seconds_device", "saved_seconds_host", "saved_seconds_disk"),
+            "Saved ms": self._ms("saved_seconds_device", "saved_seconds_host", "saved_seconds_lower"),
             "Encode ms": self._ms("encode_seconds"),
             "Loaded GiB": round(self.data.get("load_bytes", 0.0) / GIB, 3),
             "Hidden loads": self._count("loads_hidden"),
@@ -68,9 +68,10 @@ class VitCacheStats(ECConnectorStats):
             "Demotions": self._count("demotions"),
             "Evictions": self._count("evictions"),
         }
-        if disk or self._count("disk_waits"):
-            line |= {"Disk hits": disk, "Disk wait ms": self._ms("disk_wait_seconds")}
-        problems = ("refusals", "losses", "deferrals", "disk_openings", "resets")
+        if lower or self._count("tier_waits"):
+            line |= {"Lower tier hits": lower, "Lower tier wait ms": self._ms("tier_wait_seconds")}
+        openings = [f"tier_openings_{tier}" for tier in LOWER_TIERS]
+        problems = ("refusals", "losses", "deferrals", *openings, "resets")
         return line | {
             name.capitalize().replace("_", " "): self._count(name) for name in problems if self._count(name)
         }

@@ -12,19 +12,18 @@ from torch import Tensor
 
 from vitcache.adapters.vllm.counts import Counts
 from vitcache.adapters.vllm.device_rows import DeviceRows, EncoderCache
-from vitcache.adapters.vllm.disk_fetches import Item
 from vitcache.adapters.vllm.identifiers import encode, tenant_of
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
 from vitcache.adapters.vllm.pending_rows import PendingEntry, PendingRows
 from vitcache.adapters.vllm.settings import Settings
 from vitcache.adapters.vllm.step_times import StepTimes
+from vitcache.adapters.vllm.tier_fetches import Item
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.fetch import Fetch
 from vitcache.cache.stats import TierStats
 from vitcache.keys.identifiers import key_from_id
 from vitcache.pages.lease import Lease
 from vitcache.rows import DTYPE_NAMES, DTYPES
-from vitcache.tiers.disk_tier import DiskTier
 from vitcache.tiers.write_back import MOST_HITS, WriteBack
 from vitcache.tracing import traced
 
@@ -62,9 +61,10 @@ class Store:
 
     Notes
     -----
-    Only the worker's thread may call; `begin_fetch`, `disk_stats` and `forget_weights` may be called by any
+    Only the worker's thread may call; `begin_fetch`, `tier_stats` and `forget_weights` may be called by any
     thread. Rows are read and written on the current stream; loads are copied on a stream of their own. No
-    call waits for the device. `forget_weights`, and `begin` after a reset, wait for the disk for at most 1 s.
+    call waits for the device. `forget_weights`, and `begin` after a reset, wait for the lower tiers for at
+    most 1 s.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Store:
         waits_after_encoder: bool,
         merge_reason: str | None,
     ) -> None:
-        disk = settings.disk
+        tiers = settings.tiers
         self.cache = EmbeddingCache(
             settings.row_width,
             dtype=settings.dtype,
@@ -83,12 +83,12 @@ class Store:
             device_bytes=settings.device_bytes,
             host_bytes=settings.host_bytes + settings.fetch_pages * settings.page_bytes,
             page_rows=settings.page_rows,
-            tiers=() if disk is None else [DiskTier(disk.path, disk.max_bytes)],
-            weights_name=None if disk is None else disk.weights_name,
-            # Only entries that the scheduler orders to offer. The disk's thread leases none of the device
-            # pages, which are moved and must be free in time.
+            tiers=() if tiers is None else tiers.make(),
+            weights_name=None if tiers is None else tiers.weights_name,
+            # Only entries that the scheduler orders to offer. The threads of the tiers lease none of the
+            # device pages, which are moved and must be free in time.
             write_back=WriteBack(hits=MOST_HITS, from_device=False),
-            fetch_timeout_s=0.0 if disk is None else disk.timeout_s,
+            fetch_timeout_s=0.0 if tiers is None else tiers.timeout_s,
         )
         self.on_device = DeviceRows(self.cache, self.commit)
         self.pending = PendingRows()
@@ -277,10 +277,10 @@ class Store:
             self.on_device.release(identifier)
         self.cache.close()
 
-    # The disk
+    # The lower tiers
 
     def begin_fetch(self, item: Item) -> Fetch:
-        """Begin to fetch an item from the disk to free host pages."""
+        """Begin to fetch an item from the lower tiers to free host pages."""
         return self.cache.begin_fetch(
             [self._digest(item.key)],
             item.num_rows,
@@ -290,16 +290,16 @@ class Store:
         )
 
     def _offer(self, key: bytes) -> None:
-        """Offer an entry to the disk, whose thread reads it in the host tier."""
+        """Offer an entry to the lower tiers, whose threads read it in the host tier."""
         self.cache.copy_to_host(key)  # an entry of the device tier that has no copy yet
         self.cache.offer(key)
 
-    def disk_stats(self) -> TierStats:
-        """Return the counts of the disk."""
-        return self.cache.stats().tiers[0]
+    def tier_stats(self) -> tuple[TierStats, ...]:
+        """Return the counts of each lower tier."""
+        return self.cache.stats().tiers
 
     def forget_weights(self) -> None:
-        """Drop all rows, and the name under which the disk has them."""
+        """Drop all rows, and the name under which the lower tiers have them."""
         self.cache.clear()
 
     # Parts

@@ -1,44 +1,44 @@
-"""`WorkerDisk`: the disk of the worker's store, as the scheduler in the same process uses it."""
+"""`WorkerTiers`: the lower tiers of the worker's store, as the scheduler in the same process uses them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
-from vitcache.adapters.vllm.disk_fetches import Item
+from vitcache.adapters.vllm.tier_fetches import Item
 from vitcache.cache.fetch import Fetch
 from vitcache.cache.stats import TierStats
 
-# The counters of vLLM's metrics, by the counts of a tier that they sum.
+# The counters of vLLM's metrics, and the counts of a tier that they sum. `{}` is the name of the tier.
 _COUNTERS: dict[str, tuple[str, ...]] = {
-    "disk_fetches_hit": ("hits",),
-    "disk_fetches_miss": ("misses",),
-    "disk_fetches_damaged": ("damaged",),
-    "disk_fetches_late": ("late",),
-    "disk_fetches_refused": ("refused", "not_admitted"),
-    "disk_fetches_failed": ("failures",),
-    "disk_fetched_bytes": ("fetched_bytes",),
-    "disk_stores": ("stored",),
-    "disk_stored_bytes": ("stored_bytes",),
-    "disk_store_failures": ("store_failures",),
-    "disk_skipped_stores": ("skipped_stores",),
-    "disk_not_worth": ("not_worth",),
-    "disk_fetch_seconds": ("fetch_seconds",),
-    "disk_openings": ("openings",),
+    "tier_fetches_{}_hit": ("hits",),
+    "tier_fetches_{}_miss": ("misses",),
+    "tier_fetches_{}_damaged": ("damaged",),
+    "tier_fetches_{}_late": ("late",),
+    "tier_fetches_{}_refused": ("refused", "not_admitted"),
+    "tier_fetches_{}_failed": ("failures",),
+    "tier_fetched_bytes_{}": ("fetched_bytes",),
+    "tier_stores_{}": ("stored",),
+    "tier_stored_bytes_{}": ("stored_bytes",),
+    "tier_store_failures_{}": ("store_failures",),
+    "tier_skipped_stores_{}": ("skipped_stores",),
+    "tier_not_worth_{}": ("not_worth",),
+    "tier_fetch_seconds_{}": ("fetch_seconds",),
+    "tier_openings_{}": ("openings",),
 }
 
 
-class DiskStore(Protocol):
+class TierStore(Protocol):
     """The worker's store: `vitcache.adapters.vllm.store.Store`."""
 
     def begin_fetch(self, item: Item) -> Fetch:
         """Begin to fetch an item to free host pages. Any thread may call it."""
 
-    def disk_stats(self) -> TierStats:
-        """Return the counts of the disk. Any thread may call it."""
+    def tier_stats(self) -> tuple[TierStats, ...]:
+        """Return the counts of each lower tier. Any thread may call it."""
 
     def forget_weights(self) -> None:
-        """Drop all rows, and the name under which the disk has them. Any thread may call it."""
+        """Drop all rows, and the name under which the lower tiers have them. Any thread may call it."""
 
 
 class ItemFetch:
@@ -59,14 +59,14 @@ class ItemFetch:
         return self._fetch is not None and self._fetch.wait(0.0)[0]
 
     def cancel(self) -> None:
-        """Note that the rows are not needed, and that the disk is late if it is."""
+        """Note that the rows are not needed, and that a tier is late if it is."""
         if self._fetch is not None:
             self._fetch.wait(0.0)
             self._fetch.cancel()
 
 
-class WorkerDisk:
-    """Fetches rows from the disk of the worker, and reads its counts. Implements `Fetcher`.
+class WorkerTiers:
+    """Fetches rows from the lower tiers of the worker, and reads their counts. Implements `Fetcher`.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class WorkerDisk:
     Only the scheduler's thread may call. No call but `reset` waits; that waits for at most 1 s.
     """
 
-    def __init__(self, find_store: Callable[[], DiskStore | None], page_bytes: int) -> None:
+    def __init__(self, find_store: Callable[[], TierStore | None], page_bytes: int) -> None:
         self._find_store = find_store
         self._page_bytes = page_bytes
         self._known: dict[str, float] = {}
@@ -93,20 +93,24 @@ class WorkerDisk:
     def num_lost_pages(self) -> int:
         """Host pages that a fetch may still write, although it has ended."""
         store = self._find_store()
-        return 0 if store is None else -(-store.disk_stats().quarantined_bytes // self._page_bytes)
+        stats = () if store is None else store.tier_stats()
+        return sum(-(-tier.quarantined_bytes // self._page_bytes) for tier in stats)
 
     def counts(self) -> dict[str, float]:
-        """Return the counters of the disk since the last call."""
+        """Return the counters of the tiers since the last call."""
         store = self._find_store()
         if store is None:
             return {}
-        stats = store.disk_stats()
-        now = {name: sum(getattr(stats, part) for part in parts) for name, parts in _COUNTERS.items()}
+        now = {
+            name.format(tier.name): sum(getattr(tier, part) for part in parts)
+            for tier in store.tier_stats()
+            for name, parts in _COUNTERS.items()
+        }
         known, self._known = self._known, now
         return {name: float(max(0, value - known.get(name, 0))) for name, value in now.items()}
 
     def reset(self) -> None:
-        """Drop all rows, and the name under which the disk has them."""
+        """Drop all rows, and the name under which the lower tiers have them."""
         store = self._find_store()
         if store is not None:
             store.forget_weights()

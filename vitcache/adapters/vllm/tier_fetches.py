@@ -1,4 +1,4 @@
-"""`DiskFetches`: the scheduler's fetches from the disk, and the requests that wait for them."""
+"""`TierFetches`: the scheduler's fetches from lower tiers, and the requests that wait for them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunningFetch(Protocol):
 
 
 class Fetcher(Protocol):
-    """Fetches rows from the disk to the host tier of the worker, which is in the scheduler's process."""
+    """Fetches rows from lower tiers to the worker's host tier. The worker is in the scheduler's process."""
 
     def begin(self, item: Item) -> RunningFetch:
         """Begin to fetch an item. Does not wait."""
@@ -43,10 +43,10 @@ class Fetcher(Protocol):
         """Host pages that a fetch may still write, although it has ended."""
 
     def counts(self) -> dict[str, float]:
-        """Return the counters of the disk since the last call."""
+        """Return the counters of the tiers since the last call."""
 
     def reset(self) -> None:
-        """Drop all rows, and the name under which the disk has them."""
+        """Drop all rows, and the name under which the tiers have them."""
 
 
 class Flight:
@@ -60,7 +60,7 @@ class Flight:
 
     @property
     def is_missing(self) -> bool:
-        """Whether the fetch has ended without rows, for example because the disk is off for a while."""
+        """Whether the fetch has ended without rows, for example because the tiers are off for a while."""
         return self.fetch.done and not self.fetch.found()
 
     def leave(self, request_id: str) -> None:
@@ -82,7 +82,7 @@ class Wait:
         self.has_waited = False
 
 
-class DiskFetches:
+class TierFetches:
     """Fetches the items of requests that wait in the queue. Each request waits once, for a bounded time.
 
     Fetched rows need host pages before the inventory can count them in the host tier. The workers have
@@ -94,12 +94,14 @@ class DiskFetches:
     fetcher
         Begins fetches.
     num_pages
-        Host pages for rows that are being fetched, and for an entry that is dropped while it is written to
-        the disk.
+        Host pages for rows that are being fetched, and for entries that are dropped while they are written to
+        a tier.
     timeout_s
         Most seconds that a request waits.
     counts
         Counters of the inventory.
+    num_tiers
+        Number of tiers.
     clock
         Returns seconds.
 
@@ -114,12 +116,15 @@ class DiskFetches:
         num_pages: int,
         timeout_s: float,
         counts: Counts,
+        *,
+        num_tiers: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fetcher = fetcher
         self._num_pages = num_pages
-        # The disk's thread reads one entry at a time, whose host pages are not free even if it is dropped.
-        self._num_read = 0
+        self._num_tiers = num_tiers
+        # A tier's thread reads one entry at a time, whose host pages are not free even if it is dropped.
+        self._num_read = 0  # host pages that each of these threads may read
         self._timeout_s = timeout_s
         self._counts = counts
         self._clock = clock
@@ -149,7 +154,8 @@ class DiskFetches:
         for item in lacking:
             if wait is None:
                 wait = self._waits[request_id] = Wait(now)
-            self._num_read = max(self._num_read, min(item.num_pages, self._num_pages // 2))
+            most = self._num_pages // (1 + self._num_tiers)
+            self._num_read = max(self._num_read, min(item.num_pages, most))
             flight = self._flights.get(item.key)
             if flight is None and item.key not in wait.asked:
                 if item.num_pages > self._num_free():
@@ -221,11 +227,12 @@ class DiskFetches:
         self._fetcher.reset()
 
     def count(self) -> None:
-        """Add the counters of the disk."""
+        """Add the counters of the tiers."""
         self._counts.add_all(self._fetcher.counts())
 
     def _num_free(self) -> int:
-        return self._num_pages - self._num_read - self._fetcher.num_lost_pages() - self._num_used
+        num_read = self._num_tiers * self._num_read
+        return self._num_pages - num_read - self._fetcher.num_lost_pages() - self._num_used
 
     def _begin(self, item: Item, request_id: str) -> Flight:
         flight = Flight(item, self._fetcher.begin(item), request_id)
@@ -240,8 +247,8 @@ class DiskFetches:
         if wait is None:
             return
         if wait.has_waited:
-            self._counts.add("disk_waits")
-            self._counts.add("disk_wait_seconds", now - wait.began)
+            self._counts.add("tier_waits")
+            self._counts.add("tier_wait_seconds", now - wait.began)
         for key in wait.asked:
             flight = self._flights.get(key)
             if flight is not None:

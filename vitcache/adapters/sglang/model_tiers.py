@@ -1,4 +1,4 @@
-"""The disk tier of a model's cache, the name of its weights, and the line of the log that shows them."""
+"""The lower tiers of a model's cache, the name of its weights, and the line of the log that shows them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vitcache.adapters.sglang.engine_modules import parallel_value, server_argum
 from vitcache.adapters.sglang.loaded_weights import LOADED
 from vitcache.adapters.sglang.options import VARIABLE, Options
 from vitcache.tiers.disk_tier import DiskTier
+from vitcache.tiers.mooncake_tier import MooncakeTier
 from vitcache.tiers.protocol import Tier
 from vitcache.versions import installed_version
 
@@ -23,19 +24,27 @@ logger = logging.getLogger("vitcache.adapters.sglang")
 def make_tiers(options: Options) -> Sequence[Tier]:
     """Return the tiers below the host tier of a cache. Each cache gets objects of its own.
 
-    The ranks of a machine share the folder: equal names have equal rows on all of them.
+    The ranks share the folder and the store: equal names have equal rows on all of them. The folder is opened
+    here, once. The store is not: a server starts and serves without it, and uses it when it is there.
 
     Raises
     ------
     OSError
         If the folder cannot be opened.
+    ImportError
+        If the options have a store, and Mooncake is not installed.
     """
-    if options.disk is None:
-        return ()
-    tier = DiskTier(options.disk, options.disk_bytes)
-    tier.open()  # a cache would only log the error, and serve without the disk
-    tier.close()
-    return (tier,)
+    tiers: list[Tier] = []
+    if options.disk is not None:
+        disk = DiskTier(options.disk, options.disk_bytes)
+        disk.open()  # a cache would only log the error, and serve without the disk
+        disk.close()
+        tiers.append(disk)
+    if options.mooncake is not None:
+        # Ranks have equal rows at about the same time: one of them sends these, and the other ones skip them.
+        has_ranks = parallel_value("tp_size", 1) > 1
+        tiers.append(MooncakeTier(options.mooncake, single_flight=has_ranks, worth=options.mooncake_worth))
+    return tiers
 
 
 def weights_name(options: Options) -> str | None:
@@ -54,20 +63,23 @@ def weights_name(options: Options) -> str | None:
 
 
 def log_name(options: Options) -> None:
-    """Log whether the rows of the disk tier are found after a restart, and under which name."""
+    """Log whether a later start and other servers find the rows of the tiers, and under which name."""
     name = _known_name(options)
-    if options.disk is None:
+    if not options.has_tiers:
         return
+    store = None if options.mooncake is None else f"the store of {options.mooncake}"
+    places = " and ".join(filter(None, (options.disk, store)))
     if name is None or not LOADED.are_original:
         logger.warning(
-            "vitcache finds no row of %s after a restart, because the weights have no name: %s",
-            options.disk,
+            "vitcache finds no row of %s after a restart or of another server, because the weights have no "
+            "name: %s",
+            places,
             "they were changed or flushed since the start"
             if name
             else f"set weights_name in {VARIABLE}, or start with --revision and the hash of a commit",
         )
     else:
-        logger.info("vitcache finds the rows of %s after a restart with the weights %r", options.disk, name)
+        logger.info("vitcache finds the rows of %s after a restart with the weights %r", places, name)
 
 
 def _known_name(options: Options) -> str | None:

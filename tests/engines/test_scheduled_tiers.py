@@ -1,4 +1,4 @@
-"""vLLM's own scheduler over a disk: a later engine encodes nothing that the disk has; waits are bounded.
+"""vLLM's own scheduler over a disk or a store: later engines encode nothing that it has; waits are bounded.
 
 Every step checks the rows that it needs, as in test_scheduled.py.
 """
@@ -16,10 +16,11 @@ from engine_runner.cases import Case
 from engine_runner.pool import Pool
 from engine_runner.scheduled import Scheduled
 
-from vitcache.adapters.vllm import disk_settings
-from vitcache.adapters.vllm.disk_fetches import DiskFetches, Item
-from vitcache.adapters.vllm.disk_settings import FETCH_TIMEOUT_S
+from vitcache.adapters.vllm import tier_settings
 from vitcache.adapters.vllm.orders import ItemKey
+from vitcache.adapters.vllm.tier_fetches import Item, TierFetches
+from vitcache.adapters.vllm.tier_settings import FETCH_TIMEOUT_S
+from vitcache.bench.harness.store_cluster import free_port, store_cluster
 from vitcache.tiers.disk_tier import DiskTier
 
 Make = Callable[..., Scheduled]
@@ -31,24 +32,31 @@ runners = pytest.mark.parametrize("model_runner", [1, 2], ids=["V1", "V2"])
 
 @pytest.fixture
 def make(pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Make]:
-    """Makes a scheduler and its worker over the disk of the test; the one before is closed."""
+    """Makes a scheduler and its worker over the disk of the test, or a store; the one before is closed."""
     made: list[Scheduled] = []
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
 
     def start(
-        model_runner: int = 1, weights_name: str | None = "weights", answers: bool = True, **options: Any
+        model_runner: int = 1,
+        weights_name: str | None = "weights",
+        answers: bool = True,
+        master: str | None = None,
+        **options: Any,
     ) -> Scheduled:
         for scheduled in made:
             scheduled.close()
         made.clear()
         names = ("device_pages", "host_pages", "num_batched_tokens")
         sizes = {name: options.pop(name) for name in names if name in options}
-        disk = {"disk": str(tmp_path / "disk"), "disk_bytes": "64MiB", "weights_name": weights_name}
-        case = Case("scheduled", mode="vitcache", model_runner=model_runner, connector=disk, **sizes)
+        tier: dict[str, Any] = {"disk": str(tmp_path / "disk"), "disk_bytes": "64MiB"}
+        if master is not None:
+            tier = {"mooncake": master, "mooncake_worth": None}
+        tier["weights_name"] = weights_name
+        case = Case("scheduled", mode="vitcache", model_runner=model_runner, connector=tier, **sizes)
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(model_runner - 1))
         # A disk that answers is never late, also on a busy machine.
-        monkeypatch.setattr(disk_settings, "FETCH_TIMEOUT_S", WAIT_S if answers else FETCH_TIMEOUT_S)
+        monkeypatch.setattr(tier_settings, "FETCH_TIMEOUT_S", WAIT_S if answers else FETCH_TIMEOUT_S)
         made.append(Scheduled(pool.model("qwen3"), case, **options))
         if answers:
             answer_at_once(made[-1])
@@ -59,8 +67,8 @@ def make(pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
         scheduled.close()
 
 
-def fetches_of(scheduled: Scheduled) -> DiskFetches:
-    fetches: DiskFetches | None = scheduled.scheduler.ec_connector._inventory.disk
+def fetches_of(scheduled: Scheduled) -> TierFetches:
+    fetches: TierFetches | None = scheduled.scheduler.ec_connector._inventory.fetches
     assert fetches is not None
     return fetches
 
@@ -108,7 +116,7 @@ def test_later_engine_encodes_none_of_the_items_that_were_needed_three_times(
     assert [ask(second, name) for name in names] == [0] * 6
     assert ask(second, "once") == 1
     assert ask(second, *names[:3], "new") == 1
-    assert second.connector._store.disk_stats().hits == 6
+    assert second.connector._store.tier_stats()[0].hits == 6
 
 
 def test_names_of_weights_and_tenants_share_nothing(make: Make) -> None:
@@ -170,12 +178,36 @@ def test_hanging_disk_delays_a_request_by_the_deadline_and_later_ones_not_at_all
         assert store.begin_fetch(Item(ItemKey("", "c"), NUM_ROWS, 512, 3)).wait() == [
             False
         ]  # until it is late
-        assert (store.disk_stats().openings, store.disk_stats().is_open) == (1, True)
+        assert (store.tier_stats()[0].openings, store.tier_stats()[0].is_open) == (1, True)
         before = now
         assert ask(second, "b") == 1
         assert now - before < 0.05
     finally:
         released.set()
+
+
+def test_another_engine_encodes_none_of_the_items_that_a_store_has(make: Make) -> None:
+    names = ["a", "b", "c"]
+    with store_cluster(num_nodes=1, node_bytes=64 << 20) as cluster:
+        first = make(master=cluster.address, device_pages=24)
+        for _ in range(3):
+            for name in names:
+                ask(first, name)
+        flush(first)
+        second = make(master=cluster.address, device_pages=24)
+        assert [ask(second, name) for name in names] == [0, 0, 0]
+        assert ask(second, "new") == 1
+        third = make(master=cluster.address, weights_name="second", device_pages=24)
+        assert ask(third, "a") == 1
+        third.close()
+
+
+def test_engine_without_a_master_encodes_every_item_once(make: Make) -> None:
+    scheduled = make(master=f"127.0.0.1:{free_port()}", answers=False, device_pages=24)
+    assert [ask(scheduled, name) for name in ("a", "b", "a", "b", "a")] == [1, 1, 0, 0, 0]
+    [stats] = scheduled.connector._store.tier_stats()
+    assert (stats.name, stats.is_open, stats.hits, stats.stored) == ("mooncake", True, 0, 0)
+    assert stats.openings == 1
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -195,4 +227,4 @@ def test_random_requests_over_a_disk_get_the_right_rows_and_finish(make: Make, l
                 scheduled.abort(chance.choice(list(scheduled.scheduler.requests)))
         scheduled.run()
         assert not scheduled.scheduler.requests
-        assert not run or scheduled.connector._store.disk_stats().hits > 5
+        assert not run or scheduled.connector._store.tier_stats()[0].hits > 5

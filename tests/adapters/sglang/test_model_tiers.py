@@ -1,28 +1,31 @@
-"""The disk tier of a model's cache, and the name of its weights."""
+"""The tiers below the host tier of a model's cache, and the name of its weights."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vitcache.adapters.sglang import model_disk
+from vitcache.adapters.sglang import model_tiers
 from vitcache.adapters.sglang.loaded_weights import LOADED
-from vitcache.adapters.sglang.model_disk import log_name, make_tiers, weights_name
+from vitcache.adapters.sglang.model_tiers import log_name, make_tiers, weights_name
 from vitcache.adapters.sglang.options import Options
 
 COMMIT = "0123456789abcdefABCD" * 2
 DISK = Options(host_bytes=1 << 20, disk="/d", disk_bytes=1 << 20)
 NAMED = Options(host_bytes=1 << 20, disk="/d", disk_bytes=1 << 20, weights_name="v1")
+STORE = Options(host_bytes=1 << 20, mooncake="10.0.0.7:50051", mooncake_worth=None)
+BOTH = replace(NAMED, mooncake="10.0.0.7:50051")
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> None:
     """Set the arguments of SGLang's server."""
     given = {"model_path": "org/model", "revision": None, "lora_paths": None} | arguments
-    monkeypatch.setattr(model_disk, "server_arguments", lambda: SimpleNamespace(**given))
+    monkeypatch.setattr(model_tiers, "server_arguments", lambda: SimpleNamespace(**given))
 
 
 def name_of(options: Options = DISK) -> str | None:
@@ -64,16 +67,16 @@ def test_revision_beside_adapters_is_no_name(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_process_without_arguments_of_sglang_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_disk, "server_arguments", lambda: None)
+    monkeypatch.setattr(model_tiers, "server_arguments", lambda: None)
     assert weights_name(DISK) is None
 
 
 def test_engines_of_another_number_of_ranks_have_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
     names = set()
     for tp_size in (1, 2, 8):
-        monkeypatch.setattr(model_disk, "parallel_value", lambda name, default, size=tp_size: size)
+        monkeypatch.setattr(model_tiers, "parallel_value", lambda name, default, size=tp_size: size)
         names.add(weights_name(NAMED))
-    monkeypatch.setattr(model_disk, "num_encoder_ranks", lambda: 8)
+    monkeypatch.setattr(model_tiers, "num_encoder_ranks", lambda: 8)
     names.add(weights_name(NAMED))
     assert len(names) == 4
 
@@ -82,9 +85,9 @@ def test_engines_of_another_number_of_ranks_have_another_name(monkeypatch: pytes
 def test_engines_of_another_version_have_another_name(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     """An encoder that a new version corrects has other rows."""
     before = weights_name(NAMED)
-    monkeypatch.setattr(model_disk, "installed_version", lambda name: "9" if name == package else "8")
+    monkeypatch.setattr(model_tiers, "installed_version", lambda name: "9" if name == package else "8")
     changed = weights_name(NAMED)
-    monkeypatch.setattr(model_disk, "installed_version", lambda name: "8")
+    monkeypatch.setattr(model_tiers, "installed_version", lambda name: "8")
     assert len({before, changed, weights_name(NAMED)}) == 3
 
 
@@ -117,7 +120,27 @@ def test_line_of_the_log_tells_what_a_restart_finds(
     assert (record.levelno, text in record.getMessage(), "/d" in record.getMessage()) == (level, True, True)
 
 
-def test_options_without_a_disk_have_no_tier_and_no_line(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [(STORE, "the store of 10.0.0.7:50051"), (BOTH, "/d and the store of 10.0.0.7:50051")],
+    ids=["store", "both"],
+)
+def test_line_of_the_log_names_every_tier(
+    caplog: pytest.LogCaptureFixture, options: Options, places: str
+) -> None:
+    caplog.set_level(logging.INFO, "vitcache.adapters.sglang")
+    log_name(options)
+    assert f" of {places} after a restart" in caplog.text
+
+
+def test_store_is_a_tier_alone_and_below_a_disk(tmp_path: Path) -> None:
+    both = replace(BOTH, disk=str(tmp_path))
+    tiers = [make_tiers(options) for options in (STORE, both)]
+    assert [[tier.name for tier in each] for each in tiers] == [["mooncake"], ["disk", "mooncake"]]
+    assert [each[-1].worth for each in tiers] == [None, 0.5]
+
+
+def test_options_without_a_tier_have_no_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "vitcache.adapters.sglang")
     log_name(Options())
     assert (tuple(make_tiers(Options())), caplog.records) == ((), [])

@@ -1,4 +1,4 @@
-"""The options of the disk: their errors at start-up, and the name under which a later start finds rows."""
+"""The options of the lower tiers: errors at start-up, and the name under which later starts find rows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from vitcache.adapters.vllm import disk_settings
-from vitcache.adapters.vllm.disk_settings import FETCH_BYTES, DiskSettings, read_disk
+from vitcache.adapters.vllm import tier_settings
 from vitcache.adapters.vllm.settings import Settings
+from vitcache.adapters.vllm.tier_settings import FETCH_BYTES, TierSettings, read_tiers
+from vitcache.tiers.mooncake_tier import MooncakeTier
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 DISK = {"host_bytes": "1GiB", "disk": "/data/rows", "disk_bytes": "100GiB"}
+STORE = {"host_bytes": "1GiB", "mooncake": "10.0.0.7:50051"}
+WITHOUT_DISK = {"disk": None, "disk_bytes": None}
 
 
 def config(**changed: Any) -> Any:
-    """A configuration that a disk needs, with some parts changed."""
+    """A configuration that the tiers need, with some parts changed."""
     parts = {
         "parallel_config": Namespace(tensor_parallel_size=1, distributed_executor_backend="uni"),
         "cache_config": Namespace(enable_prefix_caching=True),
@@ -32,24 +35,46 @@ def model(**changed: Any) -> Any:
     return Namespace(**{**fields, **changed})
 
 
-def read(options: dict[str, Any] | None = None, **changed: Any) -> DiskSettings:
-    disk = read_disk({**DISK, **(options or {})}, config(**changed))
+def read(options: dict[str, Any] | None = None, **changed: Any) -> TierSettings:
+    disk = read_tiers({**DISK, **(options or {})}, config(**changed))
     assert disk is not None
     return disk
 
 
-def test_without_the_options_there_is_no_disk_and_no_check() -> None:
-    assert read_disk({"host_bytes": 0, "disk": None}, config(parallel_config=None)) is None
+def test_without_the_options_there_is_no_tier_and_no_check() -> None:
+    assert read_tiers({"host_bytes": 0, "disk": None}, config(parallel_config=None)) is None
 
 
 def test_disk_has_a_path_and_a_size() -> None:
-    disk = read()
-    assert (disk.path, disk.max_bytes) == ("/data/rows", 100 << 30)
+    [disk] = read().make()
+    assert (disk.name, disk.capacity_bytes) == ("disk", 100 << 30)
+
+
+def test_store_is_a_tier_alone_and_below_a_disk() -> None:
+    store = read({**WITHOUT_DISK, **STORE})
+    both = read(STORE)
+    assert [[tier.name for tier in settings.make()] for settings in (store, both)] == [
+        ["mooncake"],
+        ["disk", "mooncake"],
+    ]
+    assert (store.num_tiers, both.num_tiers) == (1, 2)
+    assert (store.master, both.path) == ("10.0.0.7:50051", "/data/rows")
+
+
+@pytest.mark.parametrize("worth", [None, 2, 0.25])
+def test_store_has_the_worth_of_the_option(worth: float | None) -> None:
+    [tier] = read({**WITHOUT_DISK, **STORE, "mooncake_worth": worth}).make()
+    assert tier.worth == worth
+
+
+def test_store_has_the_worth_of_its_class_without_the_option() -> None:
+    [tier] = read({**WITHOUT_DISK, **STORE}).make()
+    assert tier.worth == MooncakeTier(STORE["mooncake"]).worth
 
 
 def test_settings_have_host_pages_for_fetches_beside_the_host_tier() -> None:
-    def settings(host_bytes: int, disk: DiskSettings | None) -> Settings:
-        return Settings(1 << 20, host_bytes, 16, 64, torch.float32, bytes(32), disk=disk)
+    def settings(host_bytes: int, tiers: TierSettings | None) -> Settings:
+        return Settings(1 << 20, host_bytes, 16, 64, torch.float32, bytes(32), tiers=tiers)
 
     assert settings(1 << 20, None).fetch_pages == 0
     assert settings(1 << 20, read()).fetch_pages == settings(1 << 20, None).host_pages
@@ -61,7 +86,26 @@ def test_settings_have_host_pages_for_fetches_beside_the_host_tier() -> None:
     [
         ({"disk": None}, ValueError, r"\['disk'\] is missing: .*\['disk_bytes'\] needs it"),
         ({"disk_bytes": None}, ValueError, r"\['disk_bytes'\] is missing: .*\['disk'\] needs it"),
-        ({"disk": None, "disk_bytes": None, "weights_name": "a"}, ValueError, r"\['disk'\] is missing"),
+        (
+            {**WITHOUT_DISK, "weights_name": "a"},
+            ValueError,
+            r"\['disk'\] or .*\['mooncake'\] is missing: .*\['weights_name'\] needs one of them",
+        ),
+        (
+            {"mooncake_worth": 0.5},
+            ValueError,
+            r"\['mooncake'\] is missing: .*\['mooncake_worth'\] needs it",
+        ),
+        ({**WITHOUT_DISK, **STORE, "host_bytes": 0}, ValueError, r"\['mooncake'\] needs a host tier"),
+        ({**WITHOUT_DISK, **STORE, "disk_bytes": 1}, ValueError, r"\['disk'\] is missing"),
+        ({"mooncake": "10.0.0.7"}, ValueError, r"\['mooncake'\] is '10.0.0.7', it must be 'host:port'"),
+        ({"mooncake": 50051}, TypeError, r"\['mooncake'\] must be a str"),
+        (
+            {**STORE, "mooncake_worth": 0},
+            ValueError,
+            r"\['mooncake_worth'\] is 0.0, .* above 0",
+        ),
+        ({**STORE, "mooncake_worth": "1"}, TypeError, r"\['mooncake_worth'\] must be a number"),
         ({"host_bytes": 0}, ValueError, r"\['host_bytes'\] is 0, .*\['disk'\] needs a host tier"),
         ({"disk": 3}, TypeError, r"\['disk'\] must be a str, got 3 of type int"),
         ({"disk": ""}, ValueError, r"\['disk'\] is empty"),
@@ -97,9 +141,25 @@ def test_wrong_options_are_refused_and_named(
         ),
     ],
 )
-def test_instances_that_cannot_have_a_disk_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_instances_that_cannot_have_a_tier_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**changed)
+    with pytest.raises(ValueError, match=message.replace("disk", "mooncake")):
+        read({**WITHOUT_DISK, **STORE}, **changed)
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        (DISK, "disk, disk_bytes, weights_name"),
+        ({**WITHOUT_DISK, **STORE}, "mooncake, mooncake_worth, weights_name"),
+        (STORE, "disk, disk_bytes, mooncake, mooncake_worth, weights_name"),
+    ],
+    ids=["disk", "store", "both"],
+)
+def test_message_about_ranks_names_the_options_to_remove(options: dict[str, Any], left: str) -> None:
+    with pytest.raises(ValueError, match=f"remove the options {left}$"):
+        read(options, parallel_config=Namespace(tensor_parallel_size=2))
 
 
 @pytest.mark.parametrize("is_prefix_caching", [False, True])
@@ -118,9 +178,9 @@ def test_full_commit_hash_names_the_weights() -> None:
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT[:39], COMMIT + "0", COMMIT.upper()])
 def test_other_revisions_name_no_weights_and_the_line_says_how(revision: str | None) -> None:
-    disk = read(model_config=model(revision=revision))
+    disk = read(STORE, model_config=model(revision=revision))
     assert disk.weights_name is None
-    assert "not found after a restart" in disk.line
+    assert "disk /data/rows and mooncake 10.0.0.7:50051: the rows are not found after a restart" in disk.line
     assert "set weights_name" in disk.line
 
 
@@ -142,7 +202,7 @@ def test_name_changes_with_each_part_that_changes_rows(monkeypatch: pytest.Monke
         read(load_config=Namespace(load_format="dummy")).weights_name,
     }
     for package in ("vllm", "transformers"):
-        monkeypatch.setattr(disk_settings, "installed_version", {package: "9.9"}.get)
+        monkeypatch.setattr(tier_settings, "installed_version", {package: "9.9"}.get)
         names.add(read().weights_name)
     assert len(names) == 7
 
