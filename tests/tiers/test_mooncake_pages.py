@@ -15,7 +15,7 @@ from vitcache.cache.call_arguments import tenant_label
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.tier_books import TierBooks
 from vitcache.testing import inspect
-from vitcache.tiers import MooncakeTier, mooncake_objects, tier_engine
+from vitcache.tiers import MooncakeTier, mooncake_objects, mooncake_tier, tier_engine
 from vitcache.tiers.breaker import FIRST_BACK_OFF_S, Breaker
 from vitcache.tiers.store_run import run_store
 from vitcache.tiers.tier_counts import TierCounts
@@ -241,7 +241,7 @@ def test_exception_of_the_engine_in_a_fetch_loses_no_page(
 
 def test_pages_are_kept_for_ever_if_the_engine_cannot_be_closed(fake: FakeStore, tier: MooncakeTier) -> None:
     clock = Clock()
-    kept = len(tier_engine._kept_for_ever)
+    kept, kept_clients = len(tier_engine._kept_for_ever), len(mooncake_tier._kept_for_ever)
     with tier_cache(tier, clock=clock, host_pages=4) as cache:
         fake.plant("get", -800)
         fake.plant("close", RuntimeError("of C++"))
@@ -256,6 +256,7 @@ def test_pages_are_kept_for_ever_if_the_engine_cannot_be_closed(fake: FakeStore,
         assert cache.fetch([key_of(1)], 2) == [True]
         assert is_right(cache, 1)
     assert len(tier_engine._kept_for_ever) == kept + 1
+    assert len(mooncake_tier._kept_for_ever) == kept_clients + 1  # with memory of its own
     assert fake.write_late() == OBJECT_BYTES  # into memory that still is there
 
 

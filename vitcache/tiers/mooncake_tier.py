@@ -45,7 +45,9 @@ _NUMBER_TRIES = 20  # while another process writes the number of a generation
 _NUMBER_WAIT_S = 0.02
 _ENDED = MISSED | {WRONG_CHECKSUM}  # after these codes the engine does not write
 DAMAGED = FetchOutcome.DAMAGED
-_of_parents: list[MooncakeClient] = []  # in a forked child, whose calls would hang; never freed
+# Clients of the parent in a forked child, whose calls would hang, and clients that could not be closed and may
+# still write their memory. Never freed.
+_kept_for_ever: list[MooncakeClient] = []
 
 
 class MooncakeTier:
@@ -143,7 +145,7 @@ class MooncakeTier:
                 f"the tier of the Mooncake store {self._address} is open; it belongs to one cache at a time"
             )
         if self._client is not None:
-            _of_parents.append(self._client)
+            _kept_for_ever.append(self._client)
         self._client = None
         self._pid = 0
         self._counts: Counter[str] = Counter()
@@ -340,8 +342,12 @@ class MooncakeTier:
             if self._begun:
                 client.abandon(list(self._begun))
         finally:
-            client.close()
             self._side.close()
+            try:
+                client.close()
+            except BaseException:
+                _kept_for_ever.append(client)
+                raise
 
     def _opened(self) -> MooncakeClient:
         if self._client is None or self._pid != os.getpid():
