@@ -1,4 +1,4 @@
-"""The result codes of a Mooncake store: their outcomes, what is asked after them, and entries in groups."""
+"""The result codes of a Mooncake store: their outcomes, the calls after them, and entries in groups."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_object_that_another_client_has_stored_counts_as_stored(fake: FakeStore,
     store(tier, NAMES[0])
     fake.plant("put", -705, KEYS[0])
     fake.plant("put", -705, KEYS[1])
-    assert store(tier, *NAMES) == [True, False, True, True, True]  # the other one has left meanwhile
+    assert store(tier, *NAMES) == [True, False, True, True, True]  # the other one has left
 
 
 @pytest.mark.parametrize("call", ["get", "put", "exist", "remove_by_regex", "get_one", "register_buffer"])

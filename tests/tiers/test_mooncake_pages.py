@@ -395,7 +395,7 @@ def test_store_is_off_in_a_forked_child_and_not_in_its_parent(fake: FakeStore, t
     cache.close()
 
 
-def test_rows_of_earlier_weights_are_not_found_after_a_revoke_or_a_loss_of_the_number(
+def test_rows_of_earlier_weights_are_not_found_after_a_revoke_or_a_loss(
     fake: FakeStore, tier: MooncakeTier
 ) -> None:
     other = MooncakeTier(fake.address, worth=None)

@@ -211,7 +211,7 @@ class Trace:
                 assert machine.cache.stats().tiers[0].failures
         self.settle()
         owed = any(machine.has_debts() for machine in self.machines)
-        # What one cache stored after the other one had erased is erased by its own call.
+        # If one cache has stored it after the erase of the other one, its own call has erased it.
         if not owed:
             self.fake_has_none(number)
         for machine in self.machines:
@@ -260,7 +260,7 @@ class Trace:
         if self.random.random() < 0.5:
             self.settle()
             if any(machine.has_debts() for machine in self.machines):
-                return  # what a tier owes is lost with the process
+                return  # an erase that a tier owes is lost with the process
             machine = self.machine
             while machine.leases:
                 machine.release()

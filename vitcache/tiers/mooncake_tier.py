@@ -45,8 +45,8 @@ _NUMBER_TRIES = 20  # while another process writes the number of a generation
 _NUMBER_WAIT_S = 0.02
 _ENDED = MISSED | {WRONG_CHECKSUM}  # after these codes the engine does not write
 DAMAGED = FetchOutcome.DAMAGED
-# Clients of the parent in a forked child, whose calls would hang, and clients that could not be closed and may
-# still write their memory. Never freed.
+# Never freed: clients of the parent in a forked child, whose calls would hang, and clients that could not be
+# closed, which may still write their memory.
 _kept_for_ever: list[MooncakeClient] = []
 
 

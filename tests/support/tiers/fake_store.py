@@ -30,7 +30,7 @@ class ReplicateConfig:
 
 
 class StoredBytes:
-    """An object. `writer`: the client that writes it; None: it is complete; `DEAD`: nobody will end it."""
+    """An object. `writer`: the client that writes it; None: it is complete; `DEAD`: it is never ended."""
 
     def __init__(self, data: bytes, config: ReplicateConfig, writer: object = None) -> None:
         self.data = bytearray(data)
@@ -44,9 +44,8 @@ DEAD = "a writer that has died"
 class FakeStore:
     """A store, and the module `mooncake.store` for it. Tests plant faults from any thread, before the call.
 
-    Whatever would end the process in the real engine, or fail with RDMA only, is noted in `mistakes`, and
-    fails the test: a call from a second thread, after `close` or beside another call, memory that is not
-    registered.
+    `mistakes` has calls that would end the process in the real engine, or fail with RDMA only, and they fail
+    the test: a call from a second thread, after `close` or beside another call; memory that is not registered.
 
     Attributes
     ----------
@@ -93,7 +92,7 @@ class FakeStore:
         return pause
 
     def take_faults(self, call: str) -> list[tuple[str, int]]:
-        """Count a call, run what is planted for it, and return the planted codes with their keys."""
+        """Count a call, run the faults that are planted for it, and return the planted codes with their keys."""
         self.calls[call] += 1
         number = self.calls[call]
         faults = [each for each in self._faults if each[:2] == (call, number)]
