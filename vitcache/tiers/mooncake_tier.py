@@ -251,7 +251,7 @@ class MooncakeTier:
         for each in chosen:
             each.write_header()
             # If the put fails, the node may still get bytes, into memory that must not be of another object
-            # then: the master, and not `close`, ends what was begun.
+            # then: the claim lapses at the master, and `close` does not end it.
             self._begun.pop(each.key, None)
         put = client.put if codes is None else client.put_begun
         results = (codes or {}) | dict(zip((each.key for each in chosen), put(chosen), strict=True))
