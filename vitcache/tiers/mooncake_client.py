@@ -163,7 +163,9 @@ class MooncakeClient:
         for each, code in zip(objects, written, strict=True):
             if code == each.num_bytes:
                 (code,) = self._store.batch_put_session_end([each.key])
-            codes.append(min(code, 0) if code != each.num_bytes else 0)
+            elif code >= 0:
+                code = WRONG_SIZE  # it has written other bytes than those
+            codes.append(code)
         return codes
 
     def abandon(self, keys: Sequence[str]) -> None:

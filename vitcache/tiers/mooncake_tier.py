@@ -43,8 +43,11 @@ logger = logging.getLogger("vitcache.tiers")
 _MOST_REPLICAS = 64
 _NUMBER_TRIES = 20  # while another process writes the number of a generation
 _NUMBER_WAIT_S = 0.02
+_ENDED = MISSED | {WRONG_CHECKSUM}  # after these codes the engine does not write
 DAMAGED = FetchOutcome.DAMAGED
-_of_parents: list[MooncakeClient] = []  # in a forked child, whose calls would hang; never freed
+# Never freed: clients of the parent in a forked child, whose calls would hang, and clients that could not be
+# closed, which may still write their memory.
+_kept_for_ever: list[MooncakeClient] = []
 
 
 class MooncakeTier:
@@ -142,7 +145,7 @@ class MooncakeTier:
                 f"the tier of the Mooncake store {self._address} is open; it belongs to one cache at a time"
             )
         if self._client is not None:
-            _of_parents.append(self._client)
+            _kept_for_ever.append(self._client)
         self._client = None
         self._pid = 0
         self._counts: Counter[str] = Counter()
@@ -176,7 +179,7 @@ class MooncakeTier:
         last: list[tuple[StoredObject, int]] = []
         for group in groups(fetches):
             last = self._get(client, group, last, outcomes)
-            if not all(code == each.num_bytes or code in MISSED for each, code in last):
+            if not all(code == each.num_bytes or code in _ENDED for each, code in last):
                 break  # the engine may still write, also the headers: ask for nothing more
         outcomes += self._outcomes(last)
         outcomes += [FetchOutcome.MISS] * (len(fetches) - len(outcomes))
@@ -247,10 +250,12 @@ class MooncakeTier:
         chosen = [each for each in objects if codes is None or codes[each.key] == 0]
         for each in chosen:
             each.write_header()
+            # If the put fails, the node may still get bytes, into memory that must not be of another object
+            # then: the claim lapses at the master, and `close` does not end it.
+            self._begun.pop(each.key, None)
         put = client.put if codes is None else client.put_begun
         results = (codes or {}) | dict(zip((each.key for each in chosen), put(chosen), strict=True))
-        for key, code in results.items():
-            self._begun.pop(key, None)
+        for code in results.values():
             if code:
                 self._counts[f"code {code}"] += 1
             if code not in (0, EXISTS) and code not in REFUSED:
@@ -337,8 +342,12 @@ class MooncakeTier:
             if self._begun:
                 client.abandon(list(self._begun))
         finally:
-            client.close()
             self._side.close()
+            try:
+                client.close()
+            except BaseException:
+                _kept_for_ever.append(client)
+                raise
 
     def _opened(self) -> MooncakeClient:
         if self._client is None or self._pid != os.getpid():
