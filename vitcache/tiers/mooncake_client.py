@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import socket
+import weakref
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -38,6 +40,10 @@ _MEANINGS = {
     -900: "no master answers",
     -901: "the master's answer is late",
 }
+
+
+_made_in: list[int] = []  # the process that has made a client; a forked child has that of its parent
+_stores: weakref.WeakSet[Any] = weakref.WeakSet()  # of this process, which are not closed
 
 
 class MooncakeError(RuntimeError):
@@ -84,11 +90,18 @@ class MooncakeClient:
     ------
     ConnectionError
         If the master does not answer, or refuses the client.
+    RuntimeError
+        If a parent of this process had made a client before it forked.
     """
 
     def __init__(
         self, master: tuple[str, int], local_host: str | None, protocol: str, devices: str, replicas: int
     ) -> None:
+        if _made_in and _made_in[0] != os.getpid():
+            raise RuntimeError(
+                f"process {_made_in[0]} had used a Mooncake store when it forked this one, where the engine would "
+                "hang, and could end that process: start this one by spawn, or fork before the first use"
+            )
         engine = load_engine()
         host, port = master
         try:
@@ -96,8 +109,10 @@ class MooncakeClient:
                 local_host = local_host or connection.getsockname()[0]
         except OSError as error:
             raise ConnectionError(f"no Mooncake master answers at {host}:{port}: {error}") from error
+        _made_in[:] = [os.getpid()]
         self._engine = engine
         self._store = engine.MooncakeDistributedStore()
+        _stores.add(self._store)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         code = self._store.setup(
             local_host, "P2PHANDSHAKE", 0, _LOCAL_BUFFER_BYTES, protocol, devices, address
@@ -211,6 +226,17 @@ class MooncakeClient:
     def close(self) -> None:
         """Wait until the engine uses no memory any more."""
         self._store.close()
+        _stores.discard(self._store)
+
+
+def _keep_in_child() -> None:
+    """Let a forked child never free the parent's stores, not even at its exit: it would crash."""
+    for store in tuple(_stores):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))
+    _stores.clear()
+
+
+os.register_at_fork(after_in_child=_keep_in_child)
 
 
 def fail(call: str, code: int) -> NoReturn:
