@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiers.fake_store import FakeStore, fake_store
 from tiers.shared_store import opened
 
 from vitcache.bench.harness.store_cluster import StoreCluster, store_cluster
@@ -33,6 +34,13 @@ def store_tiers(store: StoreCluster) -> Iterator[dict[bool, MooncakeTier]]:
 def store_tier(store_tiers: dict[bool, MooncakeTier]) -> Iterator[MooncakeTier]:
     """An open tier of a store, which is empty."""
     yield from opened(store_tiers[False])
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStore]:
+    """A store in this process, in place of Mooncake's engine."""
+    with fake_store(monkeypatch) as store:
+        yield store
 
 
 @pytest.fixture

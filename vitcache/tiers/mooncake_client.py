@@ -99,8 +99,8 @@ class MooncakeClient:
     ) -> None:
         if _made_in and _made_in[0] != os.getpid():
             raise RuntimeError(
-                f"process {_made_in[0]} had used a Mooncake store when it forked this one, where the engine would "
-                "hang, and could end that process: start this one by spawn, or fork before the first use"
+                f"process {_made_in[0]} had used a Mooncake store when it forked this one, in which the engine "
+                "would hang, and could end that process: start this one by spawn, or fork before the first use"
             )
         engine = load_engine()
         host, port = master
@@ -178,7 +178,9 @@ class MooncakeClient:
         for each, code in zip(objects, written, strict=True):
             if code == each.num_bytes:
                 (code,) = self._store.batch_put_session_end([each.key])
-            codes.append(min(code, 0) if code != each.num_bytes else 0)
+            elif code >= 0:
+                code = WRONG_SIZE  # it has written other bytes than those
+            codes.append(code)
         return codes
 
     def abandon(self, keys: Sequence[str]) -> None:

@@ -43,7 +43,9 @@ logger = logging.getLogger("vitcache.tiers")
 _MOST_REPLICAS = 64
 _NUMBER_TRIES = 20  # while another process writes the number of a generation
 _NUMBER_WAIT_S = 0.02
+_ENDED = MISSED | {WRONG_CHECKSUM}  # after these codes the engine does not write
 DAMAGED = FetchOutcome.DAMAGED
+_kept_for_ever: list[MooncakeClient] = []  # could not be closed, and may still write their memory
 
 
 class MooncakeTier:
@@ -173,7 +175,7 @@ class MooncakeTier:
         last: list[tuple[StoredObject, int]] = []
         for group in groups(fetches):
             last = self._get(client, group, last, outcomes)
-            if not all(code == each.num_bytes or code in MISSED for each, code in last):
+            if not all(code == each.num_bytes or code in _ENDED for each, code in last):
                 break  # the engine may still write, also the headers: ask for nothing more
         outcomes += self._outcomes(last)
         outcomes += [FetchOutcome.MISS] * (len(fetches) - len(outcomes))
@@ -244,10 +246,12 @@ class MooncakeTier:
         chosen = [each for each in objects if codes is None or codes[each.key] == 0]
         for each in chosen:
             each.write_header()
+            # If the put fails, the node may still get bytes, into memory that must not be of another object
+            # then: the claim lapses at the master, and `close` does not end it.
+            self._begun.pop(each.key, None)
         put = client.put if codes is None else client.put_begun
         results = (codes or {}) | dict(zip((each.key for each in chosen), put(chosen), strict=True))
-        for key, code in results.items():
-            self._begun.pop(key, None)
+        for code in results.values():
             if code:
                 self._counts[f"code {code}"] += 1
             if code not in (0, EXISTS) and code not in REFUSED:
@@ -334,8 +338,12 @@ class MooncakeTier:
             if self._begun:
                 client.abandon(list(self._begun))
         finally:
-            client.close()
             self._side.close()
+            try:
+                client.close()
+            except BaseException:
+                _kept_for_ever.append(client)
+                raise
 
     def _opened(self) -> MooncakeClient:
         if self._client is None or self._pid != os.getpid():
