@@ -100,7 +100,7 @@ class MooncakeClient:
         if _made_in and _made_in[0] != os.getpid():
             raise RuntimeError(
                 f"process {_made_in[0]} had used a Mooncake store when it forked this one, in which the "
-                "engine would hang, and could end that process: start children by spawn, or before the first use"
+                "engine would hang, and could end that process: start children by spawn, or before it"
             )
         engine = load_engine()
         host, port = master
