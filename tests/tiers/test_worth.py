@@ -218,7 +218,7 @@ def test_call_that_returns_a_damaged_entry_is_not_a_measurement() -> None:
         tier.entry_s = 20.0
         assert fetch(cache, 2, 3) == [False, True]
         stats = stats_of(cache)
-        assert (stats.damaged, stats.hits, stats.bytes_per_second) == (1, 2, before)
+        assert (stats.damaged, stats.hits, stats.bytes_per_second) == (1, 3, before)
         assert clock.now > 100 + 40
 
 

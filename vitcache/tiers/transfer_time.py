@@ -24,8 +24,8 @@ class TransferTime:
     1 GB/s it would say 0.2 GB/s, and refuse larger entries that are worth it. If the line is too low, entries
     are fetched and measured. If it is too high, nothing is fetched, and `WorthRule` measures now and then.
 
-    The first measurement is dropped: the first fetch of a process connects to the nodes of a store, and took up
-    to three times as long as the next one, over loopback. Entries would be refused because of it.
+    The first measurement is dropped: the first fetch of a process connects to the nodes of a store. Over
+    loopback it took up to three times as long as the next one, and entries would be refused because of it.
 
     One thread calls `note`. Any thread reads.
 
