@@ -354,3 +354,13 @@ def test_forked_child_is_refused_and_leaves_the_store_of_its_parent_alone(store_
     fetch = transfer_of(name_of(1))
     assert store_tier.fetch([fetch]) == [HIT]
     assert np.array_equal(rows_in(fetch), rows_of(name_of(1)))
+
+
+def test_numbers_of_generations_use_the_same_memory_again(store_tier: MooncakeTier) -> None:
+    weights = b"w" * 32
+    store_tier.revoke(weights)
+    client = store_tier._client
+    assert client is not None
+    before = len(client._blocks)
+    assert len({store_tier.revoke(weights) for _ in range(20)}) == 20
+    assert len(client._blocks) == before

@@ -126,6 +126,7 @@ class MooncakeClient:
         self._pinned.replica_num = replicas
         self._pinned.with_hard_pin = True
         self._blocks: list[np.ndarray] = []
+        self._free: list[np.ndarray] = []  # of these blocks, those that no call may still write or read
         self.memory = CallMemory(self.register)
 
     def register(self, memory: np.ndarray) -> None:
@@ -202,9 +203,10 @@ class MooncakeClient:
         """Return the number in an object; None if there is no object, or it is not complete yet."""
         block = self._new_block()
         (code,) = self._store.batch_get_into([key], [address_of(block)], [8])
-        if code in (ABSENT, BEING_WRITTEN):
-            return None
-        return int.from_bytes(block[:8].tobytes(), "little") if code == 8 else fail("read a number", code)
+        if code not in (8, ABSENT, BEING_WRITTEN):
+            fail("read a number", code)
+        self._free.append(block)
+        return int.from_bytes(block[:8].tobytes(), "little") if code == 8 else None
 
     def write_number(self, key: str, number: int, *, replace: bool) -> None:
         """Write a number of 63 bits into an object that is never evicted.
@@ -217,9 +219,12 @@ class MooncakeClient:
         (code,) = call([key], [address_of(block)], [8], self._pinned)
         if code not in (0, EXISTS):
             fail("write a number", code)
+        self._free.append(block)
 
     def _new_block(self) -> np.ndarray:
         """Memory that no other call uses, as a call that has failed may still write it."""
+        if self._free:
+            return self._free.pop()
         block = new_memory(mmap.PAGESIZE)
         self._blocks.append(block)
         self.register(block)
