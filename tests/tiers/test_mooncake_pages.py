@@ -134,6 +134,7 @@ def test_staging_memory_of_a_gpu_is_registered_when_it_grows_and_after_a_failure
             expected[number] = rows.numpy().tobytes()
     assert {number: bytes(fake.objects[key_in(fake, number)].data[4096:]) for number in expected} == expected
     assert len(fake.clients) == 2
+    assert [memory.nbytes for memory in books.memory[-2:]] == [32, 64]  # 24, 32 and 40 bytes of rows
     engine.close()
 
 
