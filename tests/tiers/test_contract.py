@@ -96,6 +96,17 @@ def test_entry_in_more_parts_than_one_system_call_takes_is_kept(tier: Any) -> No
     assert np.array_equal(rows_in(fetch), rows_of(name))
 
 
+@pytest.mark.parametrize("num_bytes", [40, 300_000])
+def test_name_that_is_fetched_twice_in_one_call_is_a_hit_twice(tier: Any, num_bytes: int) -> None:
+    names = [name_of(key, 1, num_bytes) for key in (1, 2)]
+    assert store_rows(tier, [*names, names[0]]) == [True] * 3
+    fetches = [transfer_of(name) for name in (*names, names[0], name_of(3), names[0])]
+    assert tier.fetch(fetches) == [HIT, HIT, HIT, MISS, HIT]
+    for at in (0, 1, 2, 4):
+        assert np.array_equal(rows_in(fetches[at]), rows_of(fetches[at].name))
+    assert tier.exists(names) == [True, True]
+
+
 def test_partial_batch_hits_and_misses_entry_by_entry(tier: Any) -> None:
     names = [name_of(key) for key in range(80)]
     stored = names[::3]

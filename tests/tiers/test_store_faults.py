@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hang_guard import Running
+from hang_guard import Running, run_in_child
 from tiers.cache_process import cache_process
 from tiers.scene import Pages, name_of, random_rows, rows_in, rows_of, store_rows, transfer_of
 from tiers.shared_store import wait_until
@@ -330,3 +332,35 @@ def test_process_ends_while_a_call_of_the_engine_hangs(cluster: StoreCluster) ->
         assert process.do("found", *NUMBERS, timeout_s=0.01) == []
         process.process.communicate(timeout=60)  # the script ends with its input
         assert process.process.returncode == 0
+
+
+def test_forked_child_is_refused_and_leaves_the_store_of_its_parent_alone(store_tier: MooncakeTier) -> None:
+    store_rows(store_tier, [name_of(1)])
+    other = MooncakeTier(store_tier._address)
+
+    def check() -> None:
+        with pytest.raises(RuntimeError, match=f"open in process {os.getppid()}, not in this one"):
+            store_tier.exists([name_of(1)])
+        store_tier.close()
+        for tier in (store_tier, other):
+            with pytest.raises(
+                RuntimeError, match=rf"process {os.getppid()} had used a Mooncake store when it"
+            ):
+                tier.open()
+        assert store_tier._client is None
+        gc.collect()  # the client of the parent would end the child if it was freed
+
+    assert run_in_child(check) == 0
+    fetch = transfer_of(name_of(1))
+    assert store_tier.fetch([fetch]) == [HIT]
+    assert np.array_equal(rows_in(fetch), rows_of(name_of(1)))
+
+
+def test_numbers_of_generations_use_the_same_memory_again(store_tier: MooncakeTier) -> None:
+    weights = b"w" * 32
+    store_tier.revoke(weights)
+    client = store_tier._client
+    assert client is not None
+    before = len(client._blocks)
+    assert len({store_tier.revoke(weights) for _ in range(20)}) == 20
+    assert len(client._blocks) == before

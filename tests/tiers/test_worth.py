@@ -43,11 +43,12 @@ def fetch(cache: EmbeddingCache, *numbers: int) -> list[bool]:
 
 
 def scene(entry_s: float, worth: float | None = 0.5) -> tuple[EmbeddingCache, TimedTier, Clock]:
-    """A cache whose tier has the entries 1 to 30, and was measured by a fetch of entry 1."""
+    """A cache whose tier has the entries 1 to 31, and was measured by a fetch of entry 1."""
     clock = Clock()
     tier = TimedTier(clock, entry_s, worth)
-    fill(tier, *range(1, 31))
+    fill(tier, *range(1, 32))
     cache = tier_cache(tier, clock=clock, host_pages=64)
+    assert fetch(cache, 31) == [True]  # the first measurement is dropped
     assert fetch(cache, 1) == [True]  # nothing is measured yet
     return cache, tier, clock
 
@@ -99,6 +100,17 @@ def test_entry_is_let_through_now_and_then_while_all_are_refused() -> None:
         assert stats_of(cache).not_worth == 4
 
 
+def test_first_fetch_which_connects_to_the_tier_decides_nothing() -> None:
+    clock = Clock()
+    tier = TimedTier(clock, 100 * ENTRY_S)
+    fill(tier, *range(1, 9))
+    with tier_cache(tier, clock=clock) as cache:
+        assert fetch(cache, 1) == [True]
+        tier.entry_s = 0.1 * ENTRY_S
+        assert all(fetch(cache, number) == [True] for number in range(2, 9))
+        assert stats_of(cache).not_worth == 0
+
+
 def test_tier_that_became_fast_is_used_again_after_a_few_measurements() -> None:
     cache, tier, clock = scene(20 * ENTRY_S)
     with cache:
@@ -141,9 +153,10 @@ def test_zero_rows_are_neither_fetched_nor_counted() -> None:
 def test_next_tier_is_asked_for_entries_that_are_not_worth_the_first_one() -> None:
     clock = Clock()
     near, far = TimedTier(clock, 1.0, name="near"), TimedTier(clock, 1.0, None, "far")
-    fill(near, 1)
+    fill(near, 1, 9)
     fill(far, 2, 3)
     with tier_cache(near, far, clock=clock) as cache:
+        assert fetch(cache, 9) == [True]
         assert fetch(cache, 1, 2) == [True, True]
         assert fetch(cache, 3) == [True]
         assert (stats_of(cache, 0).not_worth, stats_of(cache, 0).misses) == (1, 1)
@@ -154,12 +167,13 @@ def test_miss_of_a_near_tier_is_not_asked_of_a_far_tier_that_is_not_worth_it() -
     clock = Clock()
     near, far = TimedTier(clock, 1.0, None, "near"), TimedTier(clock, 1.0, name="far")
     fill(near, 1)
-    fill(far, 2, 3)
+    fill(far, 2, 3, 4)
     with tier_cache(near, far, clock=clock) as cache:
+        assert fetch(cache, 4) == [True]
         assert fetch(cache, 2) == [True]
         asked = far.calls["exists"]
         assert fetch(cache, 1, 3) == [True, False]
-        assert (stats_of(cache, 0).hits, stats_of(cache, 0).misses) == (1, 2)
+        assert (stats_of(cache, 0).hits, stats_of(cache, 0).misses) == (1, 3)
         assert stats_of(cache, 1).not_worth == 1
         assert far.calls["exists"] == asked
 
@@ -173,7 +187,7 @@ def test_entry_that_is_not_worth_a_fetch_is_not_stored_except_now_and_then() -> 
         clock.advance(PROBE_S)
         put(cache, 51, 52)
         assert (stats_of(cache).stored, stats_of(cache).not_worth) == (1, 2)
-        assert tier.calls["store"] == 31  # 30 by another cache
+        assert tier.calls["store"] == 32  # 31 by another cache
 
 
 def test_stores_before_a_measurement_and_while_worth_it_are_stored() -> None:
@@ -191,7 +205,7 @@ def test_stats_show_the_measured_bandwidth_latency_and_seconds() -> None:
     cache, _, _ = scene(0.5)
     with cache:
         stats = stats_of(cache)
-        assert stats.fetch_seconds == pytest.approx(0.5)
+        assert stats.fetch_seconds == pytest.approx(1.0)
         assert stats.bytes_per_second == pytest.approx(2 * ENTRY_BYTES)
         assert stats.latency_seconds == pytest.approx(0, abs=1e-9)
 
@@ -204,7 +218,7 @@ def test_call_that_returns_a_damaged_entry_is_not_a_measurement() -> None:
         tier.entry_s = 20.0
         assert fetch(cache, 2, 3) == [False, True]
         stats = stats_of(cache)
-        assert (stats.damaged, stats.hits, stats.bytes_per_second) == (1, 2, before)
+        assert (stats.damaged, stats.hits, stats.bytes_per_second) == (1, 3, before)
         assert clock.now > 100 + 40
 
 
@@ -260,6 +274,7 @@ def test_rule_accepts_the_largest_numbers() -> None:
 
 def test_transfer_time_tells_latency_and_bandwidth_from_two_sizes() -> None:
     time = TransferTime()
+    time.note(7_200_000, 3.0)  # the first one is dropped
     assert (time.line, time.bytes_per_second, time.latency_s) == (None, 0.0, 0.0)
     assert time.expected_s(1) is None
     for _ in range(10):

@@ -64,7 +64,7 @@ class TierStats:
         Seconds of the calls of the tier that returned `fetched_bytes`.
     bytes_per_second, latency_seconds
         The bandwidth of fetches, and the time of a call beside that of its bytes, as the last fetches show
-        them. The rule of `Tier.worth` uses both. They are 0.0 before the first fetch.
+        them. The rule of `Tier.worth` uses both. They are 0.0 before the second fetch that returns rows.
     quarantined_bytes
         Bytes of rows whose memory the tier may still use after a failure, now.
     is_open

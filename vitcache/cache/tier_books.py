@@ -149,8 +149,10 @@ class TierBooks:
     def _stage(self, lease: Lease, num_bytes: int) -> np.ndarray:
         """Copy rows of a GPU to page-locked memory on the current stream, and wait for the copy."""
         if self._staging is None or self._staging.numel() < num_bytes:
-            self._staging = allocate_pinned(num_bytes, self._device, open_cuda_runtime())
-            self._memory.append(self._staging.numpy())  # earlier ones stay: the engine may have them, too
+            # A power of two: earlier ones stay, as the engine may have them, and are together no larger.
+            size = 1 << (num_bytes - 1).bit_length()
+            self._staging = allocate_pinned(size, self._device, open_cuda_runtime())
+            self._memory.append(self._staging.numpy())
         timeline = self._coordinator.timeline
         lease.use()
         first = 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import socket
+import weakref
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -38,6 +40,10 @@ _MEANINGS = {
     -900: "no master answers",
     -901: "the master's answer is late",
 }
+
+
+_made_in: list[int] = []  # the process that has made a client; a forked child has that of its parent
+_stores: weakref.WeakSet[Any] = weakref.WeakSet()  # of this process, which are not closed
 
 
 class MooncakeError(RuntimeError):
@@ -84,11 +90,18 @@ class MooncakeClient:
     ------
     ConnectionError
         If the master does not answer, or refuses the client.
+    RuntimeError
+        If a parent of this process had made a client before it forked.
     """
 
     def __init__(
         self, master: tuple[str, int], local_host: str | None, protocol: str, devices: str, replicas: int
     ) -> None:
+        if _made_in and _made_in[0] != os.getpid():
+            raise RuntimeError(
+                f"process {_made_in[0]} had used a Mooncake store when it forked this one, in which the "
+                "engine would hang, and could end that process: start children by spawn, or before it"
+            )
         engine = load_engine()
         host, port = master
         try:
@@ -96,8 +109,10 @@ class MooncakeClient:
                 local_host = local_host or connection.getsockname()[0]
         except OSError as error:
             raise ConnectionError(f"no Mooncake master answers at {host}:{port}: {error}") from error
+        _made_in[:] = [os.getpid()]
         self._engine = engine
         self._store = engine.MooncakeDistributedStore()
+        _stores.add(self._store)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         code = self._store.setup(
             local_host, "P2PHANDSHAKE", 0, _LOCAL_BUFFER_BYTES, protocol, devices, address
@@ -111,6 +126,7 @@ class MooncakeClient:
         self._pinned.replica_num = replicas
         self._pinned.with_hard_pin = True
         self._blocks: list[np.ndarray] = []
+        self._free: list[np.ndarray] = []  # of these blocks, those that no call may still write or read
         self.memory = CallMemory(self.register)
 
     def register(self, memory: np.ndarray) -> None:
@@ -187,9 +203,10 @@ class MooncakeClient:
         """Return the number in an object; None if there is no object, or it is not complete yet."""
         block = self._new_block()
         (code,) = self._store.batch_get_into([key], [address_of(block)], [8])
-        if code in (ABSENT, BEING_WRITTEN):
-            return None
-        return int.from_bytes(block[:8].tobytes(), "little") if code == 8 else fail("read a number", code)
+        if code not in (8, ABSENT, BEING_WRITTEN):
+            fail("read a number", code)
+        self._free.append(block)
+        return int.from_bytes(block[:8].tobytes(), "little") if code == 8 else None
 
     def write_number(self, key: str, number: int, *, replace: bool) -> None:
         """Write a number of 63 bits into an object that is never evicted.
@@ -202,9 +219,12 @@ class MooncakeClient:
         (code,) = call([key], [address_of(block)], [8], self._pinned)
         if code not in (0, EXISTS):
             fail("write a number", code)
+        self._free.append(block)
 
     def _new_block(self) -> np.ndarray:
         """Memory that no other call uses, as a call that has failed may still write it."""
+        if self._free:
+            return self._free.pop()
         block = new_memory(mmap.PAGESIZE)
         self._blocks.append(block)
         self.register(block)
@@ -213,6 +233,17 @@ class MooncakeClient:
     def close(self) -> None:
         """Wait until the engine uses no memory any more."""
         self._store.close()
+        _stores.discard(self._store)
+
+
+def _keep_in_child() -> None:
+    """Let a forked child never free the parent's stores, not even at its exit: it would crash."""
+    for store in tuple(_stores):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))
+    _stores.clear()
+
+
+os.register_at_fork(after_in_child=_keep_in_child)
 
 
 def fail(call: str, code: int) -> NoReturn:

@@ -56,17 +56,23 @@ def object_bytes(name: EntryName) -> int:
 
 
 def groups(transfers: Sequence[Transfer]) -> Iterator[list[Transfer]]:
-    """Divide transfers into groups, each of which is one call of the store."""
+    """Divide transfers into groups, each of which is one call of the store.
+
+    No group has a name twice: the engine would read the object into one of the two memories, and report both.
+    """
     group: list[Transfer] = []
+    names: set[EntryName] = set()
     num_bytes = num_parts = 0
     for transfer in transfers:
         size = object_bytes(transfer.name)
         parts = 1 if _is_small(transfer) else 1 + len(transfer.parts)
         is_full = len(group) == _MOST_ENTRIES or num_bytes + size > _MOST_BYTES
-        if group and (is_full or num_parts + parts > _MOST_PARTS):
+        is_full = is_full or num_parts + parts > _MOST_PARTS or transfer.name in names
+        if group and is_full:
             yield group
-            group, num_bytes, num_parts = [], 0, 0
+            group, names, num_bytes, num_parts = [], set(), 0, 0
         group.append(transfer)
+        names.add(transfer.name)
         num_bytes += size
         num_parts += parts
     if group:

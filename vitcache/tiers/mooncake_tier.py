@@ -46,9 +46,7 @@ _NUMBER_TRIES = 20  # while another process writes the number of a generation
 _NUMBER_WAIT_S = 0.02
 _ENDED = MISSED | {WRONG_CHECKSUM}  # after these codes the engine does not write
 DAMAGED = FetchOutcome.DAMAGED
-# Never freed: clients of the parent in a forked child, whose calls would hang, and clients that could not be
-# closed, which may still write their memory.
-_kept_for_ever: list[MooncakeClient] = []
+_kept_for_ever: list[MooncakeClient] = []  # could not be closed, and may still write their memory
 
 
 class MooncakeTier:
@@ -62,8 +60,8 @@ class MooncakeTier:
     that does not answer makes fetches late, and then the cache encodes.
 
     One thread at a time calls its methods, as a cache's worker thread does. The repr may be read by any
-    thread. No method uses a stream. In a forked child, a method other than `close` raises RuntimeError until
-    it is opened there.
+    thread. No method uses a stream. In a forked child, every method other than `close` raises RuntimeError if
+    the parent had opened a tier of this class: such a child must be started by spawn.
 
     Parameters
     ----------
@@ -137,7 +135,7 @@ class MooncakeTier:
         Raises
         ------
         RuntimeError
-            If the tier is open.
+            If the tier is open, or a parent of this process had opened one before it forked.
         ConnectionError
             If the master does not answer, or refuses the client.
         """
@@ -145,9 +143,7 @@ class MooncakeTier:
             raise RuntimeError(
                 f"the tier of the Mooncake store {self._address} is open; it belongs to one cache at a time"
             )
-        if self._client is not None:
-            _kept_for_ever.append(self._client)
-        self._client = None
+        self._client = None  # that of a parent
         self._pid = 0
         self._counts: Counter[str] = Counter()
         self._begun: dict[str, float] = {}  # objects whose write was begun, and the time until which

@@ -24,20 +24,27 @@ class TransferTime:
     1 GB/s it would say 0.2 GB/s, and refuse larger entries that are worth it. If the line is too low, entries
     are fetched and measured. If it is too high, nothing is fetched, and `WorthRule` measures now and then.
 
+    The first measurement is dropped: the first fetch of a process connects to the nodes of a store. Over
+    loopback it took up to three times as long as the next one, and entries would be refused because of it.
+
     One thread calls `note`. Any thread reads.
 
     Attributes
     ----------
     line
-        The latency in seconds, and the seconds of a byte; None before the first measurement.
+        The latency in seconds, and the seconds of a byte; None before the second measurement.
     """
 
     def __init__(self) -> None:
         self.line: tuple[float, float] | None = None
+        self._is_first = True
         self._weight = self._bytes = self._seconds = self._squares = self._products = 0.0
 
     def note(self, num_bytes: int, seconds: float) -> None:
         """Note that a call returned `num_bytes` bytes, at least 1, in `seconds`."""
+        if self._is_first:
+            self._is_first = False
+            return
         size = float(num_bytes)
         expected = self.expected_s(num_bytes)
         seconds = min(max(seconds, size * _LEAST_S_PER_BYTE), _MOST_S)
@@ -56,16 +63,16 @@ class TransferTime:
         self.line = max(self._seconds - slope * self._bytes, 0.0) / weight, slope
 
     def expected_s(self, num_bytes: int) -> float | None:
-        """Return the expected seconds of a fetch of `num_bytes` bytes; None before the first measurement."""
+        """Return the expected seconds of a fetch of `num_bytes` bytes; None before the second measurement."""
         line = self.line
         return None if line is None else line[0] + line[1] * num_bytes
 
     @property
     def bytes_per_second(self) -> float:
-        """The bandwidth; 0.0 before the first measurement."""
+        """The bandwidth; 0.0 before the second measurement."""
         return 0.0 if self.line is None else 1 / self.line[1]
 
     @property
     def latency_s(self) -> float:
-        """The latency in seconds; 0.0 before the first measurement."""
+        """The latency in seconds; 0.0 before the second measurement."""
         return 0.0 if self.line is None else self.line[0]

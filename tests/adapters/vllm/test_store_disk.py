@@ -127,6 +127,31 @@ def test_rows_of_one_machine_are_found_by_another_one_in_the_store(
     scene.store.close()
 
 
+def test_encode_time_is_measured_until_a_step_has_rows_of_another_width(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SharedStore("1MiB")
+    store.worth = 0.5
+    monkeypatch.setattr(tier_settings, "MooncakeTier", lambda *_, **__: store)
+    scene = Scene(tmp_path, mooncake="127.0.0.1:9", disk=None, disk_bytes=None)
+    times = scene.store.cache.encode_times
+    assert times is not None
+    assert times.by_width() == {}
+    scene.keep("a")
+    before = times.by_width()
+    assert list(before) == [WIDTH]
+    saves = {"narrow": SaveOrder(ItemKey("", "narrow"), 4, 1, False)}
+    scene.worker.begin(StepOrders(2, saves=saves))
+    scene.worker.rows["narrow"] = torch.ones(4, WIDTH // 2)
+    scene.store.save("narrow")
+    report = scene.store.end()
+    assert report is not None
+    assert ItemKey("", "narrow") in report.saved
+    scene.keep("b")
+    assert times.by_width() == before
+    scene.store.close()
+
+
 @pytest.mark.parametrize("name", ["other", None])
 def test_store_with_another_name_finds_nothing(scenes: Any, name: str | None) -> None:
     scenes(name).keep("a")

@@ -94,9 +94,8 @@ class Store:
         self.pending = PendingRows()
         self.counts = Counts()
         # A step may encode items of several modalities at once: their time cannot be divided by their widths.
-        has_one_width = set(settings.widths.values()) <= {settings.row_width}
-        is_noted = self.cache.encode_times is not None and has_one_width
-        self._times = StepTimes(self.cache.device, self.counts, self._note_encode if is_noted else None)
+        self._has_one_width = True
+        self._times = StepTimes(self.cache.device, self.counts, self._note_encode)
         self._waits_after_encoder = waits_after_encoder
         self._merge_reason = merge_reason
         is_cuda = self.cache.device.type == "cuda"
@@ -171,6 +170,7 @@ class Store:
             fresh = self.on_device.rows[identifier]
             if not self._fits(order, fresh):
                 continue
+            self._has_one_width &= fresh.shape[1] == self.cache.row_width
             key = self._digest(order.key)
             tenant = tenant_of(order.key.salt)
             reservation = self.on_device.reserve(key, order.num_rows, fresh.shape[1], tenant)
@@ -378,7 +378,7 @@ class Store:
         self.counts.add("store_bytes", lease.num_rows * lease.row_width * self.cache.dtype.itemsize)
 
     def _note_encode(self, num_rows: int, encode_ms: float) -> None:
-        if self.cache.encode_times is not None:
+        if self.cache.encode_times is not None and self._has_one_width:
             self.cache.encode_times.note(num_rows, self.cache.row_width, encode_ms)
 
     def _stop_encoder(self) -> None:
