@@ -245,8 +245,8 @@ class MooncakeTier:
         objects = client.memory.objects(group)
         codes = self._begin(client, [each.name for each in group]) if self._single_flight else None
         chosen = [each for each in objects if codes is None or codes[each.key] == 0]
+        self._side.share([each.write_header for each in chosen])
         for each in chosen:
-            each.write_header()
             # If the put fails, the node may still get bytes, into memory that must not be of another object
             # then: the claim lapses at the master, and `close` does not end it.
             self._begun.pop(each.key, None)
