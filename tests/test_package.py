@@ -59,8 +59,8 @@ def test_public_names_load_no_optional_package_and_do_not_initialize_cuda(tmp_pa
 
 
 def test_import_of_all_public_names_takes_little_time_beyond_torch(tmp_path):
-    # Processor time, best of ten runs: other processes on the same core slow a run. A garbage collection of all
-    # objects of torch, 80 ms, happens after a certain number of new objects.
+    # Processor time, best of ten runs: other processes on the same core slow a run. A garbage collection of
+    # all objects of torch, 80 ms, happens after a certain number of new objects.
     code = (
         "import gc, json, time, torch, numpy; gc.disable(); start = time.process_time(); "
         f"import vitcache; {USE_ALL_NAMES}; print(json.dumps(time.process_time() - start))"

@@ -7,8 +7,8 @@ numbers are exact, and alike on every machine.
 Sources of the constants. Encode times: `traces.encode_ms`, Qwen3-VL-8B on one H100. Bytes of a row: 4096
 columns of bfloat16 alone (an image of 1280x720 has 7.2 MB), and with three deepstack levels (28.8 MB). Rate
 and look-up of a disk: results of the bench `tiers`. Rate of one machine over TCP, and look-up in a store:
-measured with Mooncake 0.3.13 over loopback, on two cores; the bench `mooncake` measures them again. The deadline
-is the default of `EmbeddingCache`.
+measured with Mooncake 0.3.13 over loopback, on two cores; the bench `mooncake` measures them again. The
+deadline is the default of `EmbeddingCache`.
 """
 
 from __future__ import annotations
