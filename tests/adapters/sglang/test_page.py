@@ -135,7 +135,7 @@ def test_printed_log_lines_are_those_of_a_start(
 
 
 def test_every_message_of_the_page_is_a_message_of_the_code() -> None:
-    names = ("arguments.py", "pages/pool.py", "adapters/agreement.py", "tiers/mooncake_tier.py")
+    names = ("arguments.py", "pages/pool.py", "adapters/agreement.py", "tiers/mooncake_address.py")
     shared = [ROOT / "vitcache" / name for name in names]
     paths = [*(ROOT / "vitcache/adapters/sglang").glob("*.py"), *shared]
     sources = [re.sub(r'"\s*f?"', "", path.read_text()) for path in paths]

@@ -164,7 +164,7 @@ def test_page_has_the_sizes_of_a_micro_batch_and_of_its_ring() -> None:
 def test_every_message_of_the_page_is_a_message_of_the_code() -> None:
     folder = ROOT / "vitcache/adapters/vllm"
     sources = [path.read_text() for path in sorted(folder.glob("*.py"))]
-    shared = ("arguments.py", "tiers/mooncake_tier.py")
+    shared = ("arguments.py", "tiers/mooncake_address.py")
     sources += [(ROOT / "vitcache" / name).read_text() for name in shared]
     fragments = [cells[0].strip("`") for cells in rows_below("Trouble")]
     from_vllm = "Unsupported connector type: VitCacheConnector"
