@@ -15,8 +15,8 @@ from tiers.scene import name_of, rows_in, rows_of, transfer_of
 from tiers.tier_cache import LONG
 
 from vitcache.tiers import EntryName, FetchOutcome, MooncakeTier, mooncake_client, mooncake_objects
-from vitcache.tiers.mooncake_client import MooncakeClient, MooncakeError
-from vitcache.tiers.mooncake_objects import StoredObject, object_key
+from vitcache.tiers.mooncake_client import MooncakeError
+from vitcache.tiers.mooncake_objects import object_key
 
 HIT, MISS, DAMAGED, UNSAFE = (
     FetchOutcome.HIT,
@@ -37,6 +37,7 @@ def tier(
 ) -> Iterator[MooncakeTier]:
     """An open tier, whose entries of a few hundred bytes are large or small."""
     monkeypatch.setattr(mooncake_objects, "_SMALL_BYTES", request.param)
+    monkeypatch.setattr(mooncake_objects, "_HEAD_BYTES", request.param)
     made = open_tier(fake)
     yield made
     made.close()
@@ -215,28 +216,21 @@ def test_exception_of_the_engine_is_raised_and_a_new_client_works(
     assert len(fake.clients) == 2
 
 
-def test_exception_in_a_later_group_waits_for_the_comparison_of_the_one_before(
+def test_exception_in_a_later_group_is_raised_and_leaves_the_tier_usable(
     fake: FakeStore, tier: MooncakeTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(tier, *NAMES)
     monkeypatch.setattr(mooncake_objects, "_MOST_ENTRIES", 2)
-    compared, raised = [], threading.Event()
-    is_intact = StoredObject.is_intact
-
-    def slow(self: StoredObject) -> bool:
-        assert raised.wait(LONG)
-        compared.append(self.key)
-        return is_intact(self)
 
     def fault() -> None:
-        raised.set()
         raise RuntimeError("of C++")
 
-    monkeypatch.setattr(StoredObject, "is_intact", slow)
     fake.plant("get", fault, nth=2)
     with pytest.raises(RuntimeError, match=r"of C\+\+"):
         fetch(tier, *NAMES)
-    assert compared == KEYS[:2]
+    outcomes, fetches = fetch(tier, *NAMES)
+    assert outcomes == [HIT] * len(NAMES)
+    assert all(is_right(each) for each in fetches)
 
 
 @pytest.mark.parametrize("code", [-1, -600, -900])
@@ -355,7 +349,7 @@ def test_parts_of_a_small_entry_are_not_registered(fake: FakeStore) -> None:
     tier.close()
 
 
-def test_memory_of_calls_grows_while_a_group_is_compared(
+def test_memory_of_calls_grows_from_group_to_group(
     fake: FakeStore, tier: MooncakeTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = sized(1, 5000, 90, 20_000, 100_000, 3, 9000)
@@ -363,21 +357,19 @@ def test_memory_of_calls_grows_while_a_group_is_compared(
     tier.close()
     tier.open()
     monkeypatch.setattr(mooncake_objects, "_MOST_ENTRIES", 1)
-    is_read = {object_key(name): threading.Event() for name in names}
-    later = dict(zip(is_read, list(is_read.values())[1:], strict=False))
-    get, is_intact = MooncakeClient.get, StoredObject.is_intact
+    outcomes, fetches = fetch(tier, *names)
+    assert outcomes == [HIT] * len(names)
+    assert all(is_right(each) for each in fetches)
 
-    def noted(self: MooncakeClient, objects: list[StoredObject]) -> list[int]:
-        codes = get(self, objects)
-        is_read[objects[0].key].set()
-        return codes
 
-    def late(self: StoredObject) -> bool:
-        assert self.key not in later or later[self.key].wait(LONG)  # the next group has been read
-        return is_intact(self)
-
-    monkeypatch.setattr(MooncakeClient, "get", noted)
-    monkeypatch.setattr(StoredObject, "is_intact", late)
+@pytest.mark.parametrize("head", [0, 1, 99, 100, 101, 1000])
+def test_first_rows_are_transferred_with_the_header(
+    fake: FakeStore, tier: MooncakeTier, monkeypatch: pytest.MonkeyPatch, head: int
+) -> None:
+    monkeypatch.setattr(mooncake_objects, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(mooncake_objects, "_HEAD_BYTES", head)
+    names = sized(1, 100, 200, 250, 5000)
+    assert store(tier, *names) == [True] * len(names)
     outcomes, fetches = fetch(tier, *names)
     assert outcomes == [HIT] * len(names)
     assert all(is_right(each) for each in fetches)

@@ -34,6 +34,7 @@ def tier(
 ) -> Iterator[MooncakeTier]:
     """A tier that reads into pages, or into memory of its own. It has the entries 1 to 4."""
     monkeypatch.setattr(mooncake_objects, "_SMALL_BYTES", request.param)
+    monkeypatch.setattr(mooncake_objects, "_HEAD_BYTES", request.param)
     made = MooncakeTier(fake.address, worth=None)
     with tier_cache(made, device_pages=64) as cache:
         put(cache, 1, 2, 3, 4)
@@ -69,6 +70,7 @@ def test_parts_of_a_cache_are_in_registered_memory_also_after_a_failure(
     fake: FakeStore, monkeypatch: pytest.MonkeyPatch, single_flight: bool
 ) -> None:
     monkeypatch.setattr(mooncake_objects, "_SMALL_BYTES", 0)  # each page is a part
+    monkeypatch.setattr(mooncake_objects, "_HEAD_BYTES", 0)
     tier, clock = MooncakeTier(fake.address, worth=None, single_flight=single_flight), Clock()
     with tier_cache(tier, clock=clock, device_pages=32, host_pages=64) as cache:
         for first in (0, 20):
@@ -97,6 +99,7 @@ def test_parts_of_a_cache_are_in_registered_memory_also_after_a_failure(
 
 def test_memory_that_was_not_registered_is_found(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mooncake_objects, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(mooncake_objects, "_HEAD_BYTES", 0)
     tier = MooncakeTier(fake.address, worth=None)
     monkeypatch.setattr(MooncakeTier, "register", lambda *_: None)
     with tier_cache(tier) as cache:
@@ -110,6 +113,7 @@ def test_staging_memory_of_a_gpu_is_registered_when_it_grows_and_after_a_failure
     fake: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mooncake_objects, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(mooncake_objects, "_HEAD_BYTES", 0)
     monkeypatch.setattr(
         "vitcache.cache.tier_books.allocate_pinned",
         lambda num_bytes, device, runtime: torch.empty(num_bytes, dtype=torch.uint8),

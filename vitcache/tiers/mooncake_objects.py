@@ -83,8 +83,6 @@ def groups(transfers: Sequence[Transfer]) -> Iterator[list[Transfer]]:
 class CallMemory:
     """Memory of a call that is not of the caller: headers with the first rows, and rows in small parts.
 
-    There are two halves: one group is compared while the next one is transferred. They are used in turns.
-
     Parameters
     ----------
     register
@@ -93,31 +91,25 @@ class CallMemory:
 
     def __init__(self, register: Callable[[np.ndarray], None]) -> None:
         self._register = register
-        self._halves = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self._memory = np.empty(0, np.uint8)
         self._replaced: list[np.ndarray] = []  # is registered, too
 
     def objects(self, group: Sequence[Transfer]) -> list[StoredObject]:
-        """Return the objects of a group, with memory that the group after the next one uses again."""
+        """Return the objects of a group, with memory that the next group uses again."""
         sizes = [-(-(BLOCK_BYTES + _gathered_bytes(each)) // BLOCK_BYTES) * BLOCK_BYTES for each in group]
-        half = self._take(sum(sizes))
+        if self._memory.size < sum(sizes):
+            self._replaced.append(self._memory)
+            self._memory = new_memory(max(sum(sizes), 2 * self._memory.size))
+            self._register(self._memory)
         ends = accumulate(sizes)
         return [
-            StoredObject(each, half[end - size : end])
+            StoredObject(each, self._memory[end - size : end])
             for each, size, end in zip(group, sizes, ends, strict=True)
         ]
 
-    def _take(self, num_bytes: int) -> np.ndarray:
-        half, other = self._halves
-        if half.size < num_bytes:
-            self._replaced.append(half)
-            half = new_memory(max(num_bytes, 2 * half.size))
-            self._register(half)
-        self._halves = [other, half]
-        return half
-
 
 class StoredObject:
-    """One entry in a call: its memory as addresses and sizes. Any thread may call `is_intact`.
+    """One entry in a call: its memory as addresses and sizes.
 
     Parameters
     ----------
@@ -136,35 +128,38 @@ class StoredObject:
         self._head = memory[BLOCK_BYTES : BLOCK_BYTES + gathered]
         self._copied, direct = _split(transfer.parts, gathered)
         self._rows = [self._head, *direct]
+        self._checksum = b""
         views = [memory[: BLOCK_BYTES + gathered], *direct]
         self.addresses = [address_of(view) for view in views]
         self.sizes = [view.size for view in views]
 
-    def write_header(self) -> None:
-        """Gather rows, and write the header."""
-        if self._copied:
-            np.concatenate(self._copied, out=self._head)
-        self._header[:] = np.frombuffer(self._header_of_rows(), np.uint8)
-
-    def is_intact(self) -> bool:
-        """Whether the header is that of the entry, and its checksum that of the rows.
-
-        Then the gathered rows are copied to their parts.
-        """
-        if self._header.tobytes() != self._header_of_rows():
-            return False
-        ends = accumulate(part.size for part in self._copied)
-        for part, end in zip(self._copied, ends, strict=True):
-            part[:] = self._head[end - part.size : end]
-        return True
-
-    def _header_of_rows(self) -> bytes:
+    def hash(self) -> None:
+        """Compute the checksum of the rows, before `write_header` or `is_intact`. Any thread may call it."""
         import xxhash
 
         hasher = xxhash.xxh3_128()
         for part in self._rows:
             hasher.update(part.data)
-        return header_of(self.name, hasher.digest(), ALGORITHM)
+        self._checksum = hasher.digest()
+
+    def gather(self) -> None:
+        """Copy rows to the memory behind the header, before they are hashed and stored."""
+        if self._copied:
+            np.concatenate(self._copied, out=self._head)
+
+    def write_header(self) -> None:
+        """Write the header, before the object is stored."""
+        self._header[:] = np.frombuffer(header_of(self.name, self._checksum, ALGORITHM), np.uint8)
+
+    def is_intact(self) -> bool:
+        """Whether the header is that of the entry, and its checksum that of the rows."""
+        return self._header.tobytes() == header_of(self.name, self._checksum, ALGORITHM)
+
+    def scatter(self) -> None:
+        """Copy the rows that were read behind the header to their parts."""
+        ends = accumulate(part.size for part in self._copied)
+        for part, end in zip(self._copied, ends, strict=True):
+            part[:] = self._head[end - part.size : end]
 
 
 def _gathered_bytes(transfer: Transfer) -> int:
@@ -183,13 +178,14 @@ def _split(parts: Sequence[np.ndarray], num_bytes: int) -> tuple[list[np.ndarray
     """Return the first bytes of the parts, and the rest of them."""
     first, rest = [], []
     for part in parts:
+        if not num_bytes:
+            rest.append(part)
+            continue
         count = min(num_bytes, part.size)
         num_bytes -= count
-        if count:
-            first.append(part[:count])
-        if count < part.size:
-            rest.append(part[count:])
-    return first, rest
+        first.append(part[:count])
+        rest.append(part[count:])
+    return first, [part for part in rest if part.size]
 
 
 def new_memory(num_bytes: int) -> np.ndarray:

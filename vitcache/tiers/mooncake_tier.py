@@ -42,9 +42,9 @@ from vitcache.tiers.side_threads import SideThreads
 logger = logging.getLogger("vitcache.tiers")
 
 _MOST_REPLICAS = 64
+_SIDE_THREADS = 4  # that compute checksums, beside the caller's
 _NUMBER_TRIES = 20  # while another process writes the number of a generation
 _NUMBER_WAIT_S = 0.02
-_ENDED = MISSED | {WRONG_CHECKSUM}  # after these codes the engine does not write
 DAMAGED = FetchOutcome.DAMAGED
 _kept_for_ever: list[MooncakeClient] = []  # could not be closed, and may still write their memory
 
@@ -147,7 +147,7 @@ class MooncakeTier:
         self._pid = 0
         self._counts: Counter[str] = Counter()
         self._begun: dict[str, float] = {}  # objects whose write was begun, and the time until which
-        self._side = SideThreads("vitcache-mooncake", 1)
+        self._side = SideThreads("vitcache-mooncake", _SIDE_THREADS)
         self._client = MooncakeClient(
             self._master, self._local_host, self._protocol, self._devices, self._replicas
         )
@@ -162,7 +162,7 @@ class MooncakeTier:
         return self._opened().exist(object_keys(names))
 
     def fetch(self, fetches: Sequence[Transfer]) -> list[FetchOutcome]:
-        """See `Tier.fetch`. The checksums of one call are compared while the next call runs.
+        """See `Tier.fetch`. Up to five threads compute checksums.
 
         Raises
         ------
@@ -173,42 +173,26 @@ class MooncakeTier:
         for fetch in fetches:
             check_parts(fetch)
         outcomes: list[FetchOutcome] = []
-        last: list[tuple[StoredObject, int]] = []
         for group in groups(fetches):
-            last = self._get(client, group, last, outcomes)
-            if not all(code == each.num_bytes or code in _ENDED for each, code in last):
+            objects = client.memory.objects(group)
+            codes = client.get(objects)
+            complete = [each for each, code in zip(objects, codes, strict=True) if code == each.num_bytes]
+            self._side.share([each.hash for each in complete])
+            outcomes += [self._outcome(each, code) for each, code in zip(objects, codes, strict=True)]
+            if FetchOutcome.UNSAFE in outcomes:
                 break  # the engine may still write, also the headers: ask for nothing more
-        outcomes += self._outcomes(last)
         outcomes += [FetchOutcome.MISS] * (len(fetches) - len(outcomes))
         self._drop(
             client, [each.name for each, outcome in zip(fetches, outcomes, strict=True) if outcome is DAMAGED]
         )
         return outcomes
 
-    def _get(
-        self,
-        client: MooncakeClient,
-        group: Sequence[Transfer],
-        last: list[tuple[StoredObject, int]],
-        outcomes: list[FetchOutcome],
-    ) -> list[tuple[StoredObject, int]]:
-        """Read one group, and add the outcomes of the one before to `outcomes`."""
-        objects = client.memory.objects(group)
-        codes: list[int] = []
-        if last:
-            self._side.run_both(
-                lambda: outcomes.extend(self._outcomes(last)), lambda: codes.extend(client.get(objects))
-            )
-        else:
-            codes = client.get(objects)
-        return list(zip(objects, codes, strict=True))
-
-    def _outcomes(self, group: Sequence[tuple[StoredObject, int]]) -> list[FetchOutcome]:
-        return [self._outcome(each, code) for each, code in group]
-
     def _outcome(self, each: StoredObject, code: int) -> FetchOutcome:
         if code == each.num_bytes:
-            return FetchOutcome.HIT if each.is_intact() else DAMAGED
+            if not each.is_intact():
+                return DAMAGED
+            each.scatter()
+            return FetchOutcome.HIT
         self._counts[f"code {code}"] += 1
         if code == WRONG_CHECKSUM:
             return DAMAGED
@@ -245,8 +229,11 @@ class MooncakeTier:
         objects = client.memory.objects(group)
         codes = self._begin(client, [each.name for each in group]) if self._single_flight else None
         chosen = [each for each in objects if codes is None or codes[each.key] == 0]
-        self._side.share([each.write_header for each in chosen])
         for each in chosen:
+            each.gather()
+        self._side.share([each.hash for each in chosen])
+        for each in chosen:
+            each.write_header()
             # If the put fails, the node may still get bytes, into memory that must not be of another object
             # then: the claim lapses at the master, and `close` does not end it.
             self._begun.pop(each.key, None)
