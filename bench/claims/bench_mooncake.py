@@ -1,4 +1,4 @@
-"""Claim: a tier of a Mooncake store moves rows at 0.9 of the rate of the store's own batch calls.
+"""Claim: a tier of a Mooncake store fetches rows at 0.9 of the rate of the store's own batch calls.
 
 The store is a master and a node on this machine, on loopback. The parts, each with its contenders in one run:
 

@@ -19,6 +19,7 @@ from vitcache.bench.claims.store_lookups import RAW as RAW_LOOKUP
 from vitcache.bench.claims.store_transfers import (
     CACHE,
     CONTIGUOUS,
+    LOOKED_UP,
     PAGE_BYTES,
     SCATTERED,
     TIER,
@@ -35,7 +36,7 @@ from vitcache.tiers import FetchOutcome, Transfer
 
 CONTENDERS = {
     "fetch_gb_per_s": {CONTIGUOUS, SCATTERED, TIER, CACHE},
-    "store_gb_per_s": {CONTIGUOUS, SCATTERED, TIER},
+    "store_gb_per_s": {CONTIGUOUS, SCATTERED, LOOKED_UP, TIER},
     "exists_us": {EXISTS, RAW_LOOKUP},
     "past_deadline_us": {FETCH, TIMED},
     "refused_us": {OPEN, NO_TIERS},
