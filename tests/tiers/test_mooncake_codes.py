@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tiers.tier_cache import LONG
 
 from vitcache.tiers import EntryName, FetchOutcome, MooncakeTier, mooncake_client, mooncake_objects
 from vitcache.tiers.mooncake_client import MooncakeError
-from vitcache.tiers.mooncake_objects import object_key
+from vitcache.tiers.mooncake_objects import StoredObject, object_key
 
 HIT, MISS, DAMAGED, UNSAFE = (
     FetchOutcome.HIT,
@@ -349,6 +350,40 @@ def test_parts_of_a_small_entry_are_not_registered(fake: FakeStore) -> None:
     tier.close()
 
 
+def test_late_bytes_of_an_unsafe_call_reach_no_later_call(
+    fake: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = open_tier(fake)
+    assert store(tier, *NAMES[:2]) == [True] * 2
+    fake.plant("get", -800)
+    assert fetch(tier, NAMES[0])[0] == [UNSAFE]
+    is_intact = StoredObject.is_intact
+
+    def then_late(self: StoredObject) -> bool:
+        result = is_intact(self)
+        assert fake.write_late() > 0
+        return result
+
+    monkeypatch.setattr(StoredObject, "is_intact", then_late)
+    outcomes, (fetched,) = fetch(tier, NAMES[1])
+    assert outcomes == [HIT]
+    assert is_right(fetched)
+    tier.close()
+
+
+def test_rdma_without_a_device_is_refused(
+    fake: FakeStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mooncake_client, "_RDMA_DEVICES", tmp_path)
+    tier = MooncakeTier(fake.address, protocol="rdma")
+    with pytest.raises(ConnectionError, match="protocol is 'rdma', but this machine has no device in"):
+        tier.open()
+    assert fake.calls["setup"] == 0
+    (tmp_path / "mlx5_0").touch()
+    tier.open()
+    tier.close()
+
+
 def test_memory_of_calls_grows_from_group_to_group(
     fake: FakeStore, tier: MooncakeTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +413,7 @@ def test_first_rows_are_transferred_with_the_header(
 def test_memory_of_the_client_is_kept_until_it_is_closed(
     fake: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mooncake_objects, "_HEAD_BYTES", 1 << 20)
     made: list[weakref.ref[np.ndarray]] = []
 
     def noted(num_bytes: int) -> np.ndarray:

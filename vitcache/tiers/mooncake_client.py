@@ -8,6 +8,7 @@ import os
 import socket
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +25,7 @@ _TIMEOUTS = {
     "MC_TCP_STATUS_TIMEOUT_SEC": "1",
     "MC_TCP_PROGRESS_TIMEOUT_SEC": "2",
 }
+_RDMA_DEVICES = Path("/sys/class/infiniband")  # without one, the engine would use TCP and say nothing
 _LOCAL_BUFFER_BYTES = 16 << 20  # of the engine; only calls that this module does not make use it
 
 NO_SPACE, WRONG_SIZE, NOT_MINE, BEING_WRITTEN, ABSENT, EXISTS = -200, -600, -601, -703, -704, -705
@@ -89,7 +91,8 @@ class MooncakeClient:
     Raises
     ------
     ConnectionError
-        If the master does not answer, or refuses the client.
+        If the master does not answer, or refuses the client; if `protocol` is ``"rdma"``, and this machine
+        has no device for it.
     RuntimeError
         If a parent of this process had made a client before it forked.
     """
@@ -104,6 +107,8 @@ class MooncakeClient:
             )
         engine = load_engine()
         host, port = master
+        if protocol == "rdma" and not any(_RDMA_DEVICES.glob("*")):
+            raise ConnectionError(f"protocol is 'rdma', but this machine has no device in {_RDMA_DEVICES}")
         try:
             with socket.create_connection(master, timeout=_CONNECT_S) as connection:
                 local_host = local_host or connection.getsockname()[0]
@@ -127,6 +132,12 @@ class MooncakeClient:
         self._pinned.with_hard_pin = True
         self._blocks: list[np.ndarray] = []
         self._free: list[np.ndarray] = []  # of these blocks, those that no call may still write or read
+        self.memory = CallMemory(self.register)
+        self._left: list[CallMemory] = []
+
+    def leave_memory(self) -> None:
+        """Use other memory from now on, because the engine may still write that of the last call."""
+        self._left.append(self.memory)
         self.memory = CallMemory(self.register)
 
     def register(self, memory: np.ndarray) -> None:

@@ -137,7 +137,8 @@ class MooncakeTier:
         RuntimeError
             If the tier is open, or a parent of this process had opened one before it forked.
         ConnectionError
-            If the master does not answer, or refuses the client.
+            If the master does not answer, or refuses the client, or this machine has no RDMA device for
+            ``protocol="rdma"``.
         """
         if self._pid == os.getpid():
             raise RuntimeError(
@@ -162,12 +163,12 @@ class MooncakeTier:
         return self._opened().exist(object_keys(names))
 
     def fetch(self, fetches: Sequence[Transfer]) -> list[FetchOutcome]:
-        """See `Tier.fetch`. Up to five threads compute checksums.
+        """See `Tier.fetch`. Up to five threads compute checksums. If the master is away, all are UNSAFE.
 
         Raises
         ------
         MooncakeError
-            If the master does not answer.
+            If a damaged object cannot be removed.
         """
         client = self._opened()
         for fetch in fetches:
@@ -180,7 +181,8 @@ class MooncakeTier:
             self._side.share([each.hash for each in complete])
             outcomes += [self._outcome(each, code) for each, code in zip(objects, codes, strict=True)]
             if FetchOutcome.UNSAFE in outcomes:
-                break  # the engine may still write, also the headers: ask for nothing more
+                client.leave_memory()
+                break
         outcomes += [FetchOutcome.MISS] * (len(fetches) - len(outcomes))
         self._drop(
             client, [each.name for each, outcome in zip(fetches, outcomes, strict=True) if outcome is DAMAGED]
