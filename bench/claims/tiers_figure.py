@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from vitcache.bench.claims.tier_reads import RAW, TIER
@@ -15,6 +16,8 @@ from vitcache.demo.figure_style import TARGET
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_LABEL_WIDTH = 34  # characters of a line of a legend
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _draw(axes: Axes, rows: figures.Rows, panel: Panel) -> None:
     if TARGET in unique and panel.at_least:
         unique["target: at least"] = unique.pop(TARGET)
     look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.14, 1.04), "frameon": False}
-    axes.legend(unique.values(), unique, fontsize=8, **look)
+    axes.legend(unique.values(), [fill(label, _LABEL_WIDTH) for label in unique], fontsize=8, **look)
 
 
 def _limit_of(row: dict[str, Any]) -> float:

@@ -129,7 +129,8 @@ def test_timeline_records_on_the_given_stream_and_waits_on_the_current_one(
     assert side_stream.work == [("record", fence.event._event)]
     assert default_stream.work == [("wait", fence.event._event)]
     assert copy_stream.work == []
-    assert fence.event._event.options == {"blocking": True, "external": False}  # a waiting thread sleeps
+    # A waiting thread sleeps.
+    assert fence.event._event.options == {"enable_timing": False, "blocking": True, "external": False}
 
 
 def test_timeline_refuses_the_per_thread_stream_and_accepts_the_next_stream(
