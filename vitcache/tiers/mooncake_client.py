@@ -115,7 +115,6 @@ class MooncakeClient:
         except OSError as error:
             raise ConnectionError(f"no Mooncake master answers at {host}:{port}: {error}") from error
         _made_in[:] = [os.getpid()]
-        self._engine = engine
         self._store = engine.MooncakeDistributedStore()
         _stores.add(self._store)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -55,12 +55,10 @@ class TierEngine:
             return self.is_open and not self._owed
         if not self.is_open:
             try:
-                self.tier.open()
+                self._open()
             except BaseException as error:
                 self.fail("open", error, is_probe)
                 return False
-            self.is_open = True
-            self._num_registered = 0
         while self._owed:
             job = self._owed.pop(0)
             try:
@@ -179,11 +177,14 @@ class TierEngine:
             _kept_for_ever.extend(release for release, _ in self._held)
         self._held.clear()
         try:
-            self.tier.open()
-            self.is_open = True
-            self._num_registered = 0
+            self._open()
         except BaseException as error:
             self.fail("open", error)
+
+    def _open(self) -> None:
+        self.tier.open()
+        self.is_open = True
+        self._num_registered = 0
 
     def close(self) -> bool:
         """Close the tier if it is open. False: `close` raised."""
